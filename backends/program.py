@@ -1,0 +1,76 @@
+"""A lowered model as plain data: buffers, kernels and the calls that run them in order. No TVM is needed to read it.
+
+    Graph --lower--> Program --plan--> Program with offsets --emit--> C, objects, library
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Literal
+
+import numpy as np
+
+from graphc.ir.graph import Array, bits_of
+
+ALIGNMENT = 64
+"""Bytes that every buffer in the arena and every constant is aligned to (a cache line, an AVX-512 register)."""
+
+Role = Literal["input", "output", "constant", "scratch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A dense row-major tensor in memory. Sub-byte elements never reach a buffer unpacked: they are uint8 there."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    role: Role
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * bits_of(np.dtype(self.dtype)) // 8
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One loop nest, compiled apart: `void symbol(T0 *p0, T1 *p1, ..., int32_t task_begin, int32_t task_end)`.
+
+    `tir` is the PrimFunc as TVM's JSON: its parameters are the buffers in order, its outermost loop runs over the tasks.
+    Equal sources share one kernel, whatever node they came from. `dtypes` are the parameters' element types.
+    """
+
+    symbol: str
+    tir: str
+    dtypes: tuple[str, ...]
+    constant: tuple[bool, ...]
+    """Which parameters the kernel only reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A kernel on its buffers. Its tasks may run in any order on any thread; calls run one after another."""
+
+    kernel: str
+    arguments: tuple[str, ...]
+    tasks: int
+    nodes: tuple[str, ...]
+    """Names of the graph nodes it computes, for messages and per-layer figures."""
+    writes: tuple[str, ...]
+    """The arguments that it writes (each fully, unless it is also read)."""
+    in_place: Mapping[str, str] = field(default_factory=dict)
+    """Written buffer -> read buffer of the same size that it may share memory with: each element is read before it is written, by the same task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Everything that emission needs. `aliases` are views: name -> the buffer whose bytes it shares (a reshape)."""
+
+    name: str
+    buffers: Mapping[str, Buffer]
+    kernels: Mapping[str, Kernel]
+    calls: tuple[Call, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    constants: Mapping[str, Array]
+    aliases: Mapping[str, str] = field(default_factory=dict)

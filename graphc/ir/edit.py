@@ -1,0 +1,223 @@
+"""Changing a graph: collect edits, then check and apply them once. The graph that is edited never changes.
+
+    edit = Edit(graph)
+    y = edit.add("Relu", [x])
+    edit.redirect(old, y)
+    graph = edit.apply()          # the same object when nothing was recorded
+"""
+
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
+
+import numpy as np
+
+from graphc.errors import InternalError
+from graphc.ir.graph import EMPTY, Array, Attribute, Graph, Node, TensorType
+from graphc.ir.infer import infer
+
+
+class Edit:
+    """A set of changes to one graph. Names given out are unique in the graph and in this edit."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._taken = {*graph.types, *(node.name for node in graph.nodes)}
+        self._counters: dict[str, count[int]] = {}
+        self._removed: set[Node] = set()
+        self._added: list[Node] = []
+        self._position: dict[Node, int] = {}
+        self._constants: dict[str, Array] = {}
+        self._types: dict[str, TensorType] = {}
+        self._redirects: dict[str, str] = {}
+        self._inputs: tuple[str, ...] | None = None
+
+    @property
+    def recorded(self) -> bool:
+        """Whether anything was changed."""
+        return bool(self._removed or self._added or self._redirects or self._inputs is not None)
+
+    def fresh(self, hint: str) -> str:
+        """A name not used before: `hint`, or `hint_1`, `hint_2`, ..."""
+        numbers = self._counters.setdefault(hint, count(1))
+        name = hint
+        while name in self._taken:
+            name = f"{hint}_{next(numbers)}"
+        self._taken.add(name)
+        return name
+
+    def constant(self, array: Array, hint: str = "constant") -> str:
+        """A new constant; returns its name."""
+        name = self.fresh(hint)
+        self._constants[name] = array
+        self._types[name] = TensorType(array.dtype, tuple(array.shape))
+        return name
+
+    def add(self, op: str, inputs: Sequence[str], attributes: Mapping[str, Attribute] = EMPTY, *, name: str = "", domain: str = "",
+            outputs: Sequence[str] = (), types: Sequence[TensorType] = (), near: Node | None = None) -> str:
+        """A new node; returns its first result.
+
+        `outputs` are names to produce (default: one fresh name). `types` states the results' types for domains that
+        onnx knows nothing of. `near` is the node whose place in the order it takes, for a stable text form.
+        """
+        label = self.fresh(name or op.lower())
+        results = tuple(outputs) or (self.fresh(f"{label}_out"),)
+        node = Node(op, tuple(inputs), results, dict(attributes), label, domain)
+        self._added.append(node)
+        self._types.update(zip(results, types, strict=False))
+        self._position[node] = self._index_of(near) if near is not None else len(self.graph.nodes)
+        return results[0]
+
+    def remove(self, *nodes: Node) -> None:
+        """Drop nodes. Whatever still reads their results must be redirected, or the results produced anew."""
+        self._removed.update(nodes)
+
+    def replace(self, node: Node, op: str | None = None, inputs: Sequence[str] | None = None,
+                attributes: Mapping[str, Attribute] | None = None, *, domain: str | None = None, types: Sequence[TensorType] = ()) -> None:
+        """Put a changed node in `node`'s place; it produces the same names under the same node name."""
+        changed = replace(node, op=op or node.op, inputs=node.inputs if inputs is None else tuple(inputs),
+                          attributes=node.attributes if attributes is None else dict(attributes),
+                          domain=node.domain if domain is None else domain)
+        self.remove(node)
+        self._added.append(changed)
+        self._types.update(zip(node.outputs, types, strict=False))
+        self._position[changed] = self._index_of(node)
+
+    def redirect(self, old: str, new: str) -> None:
+        """Every reader of `old` (graph outputs too, which keep their name) reads `new` instead."""
+        self._redirects[old] = new
+
+    def set_inputs(self, inputs: Mapping[str, TensorType]) -> None:
+        """Replace the graph's inputs: names (existing or new) with their types, in order."""
+        self._inputs = tuple(inputs)
+        self._taken.update(inputs)
+        self._types.update(inputs)
+
+    def apply(self) -> Graph:
+        """The edited graph: sorted, types inferred where operands changed, unused constants dropped."""
+        if not self.recorded:
+            return self.graph
+        inputs = self.graph.inputs if self._inputs is None else self._inputs
+        nodes = [(i, node) for i, node in enumerate(self.graph.nodes) if node not in self._removed]
+        nodes += [(self._position[node], node) for node in self._added if node not in self._removed]
+        renamed, outputs, kept = self._outputs([node for _, node in nodes], inputs)
+        nodes += [(len(self.graph.nodes), node) for node in kept]
+        nodes = [(i, _rename(node, self._redirects, renamed)) for i, node in nodes]
+        constants = {**self.graph.constants, **self._constants}
+        ordered = _sorted(nodes, {*inputs, *constants}, self.graph.captures)
+        known = {renamed.get(name, name): kind for name, kind in {**self.graph.types, **self._types}.items()}
+        types = _types(ordered, inputs, constants, known, self.graph)
+        used = {name for node in ordered for name in node.reads} | set(outputs)
+        return Graph(self.graph.name, inputs, outputs, ordered,
+                     {n: t for n, t in types.items() if n not in constants or n in used},
+                     {n: a for n, a in constants.items() if n in used}, self.graph.metadata)
+
+    def _index_of(self, node: Node) -> int:
+        if node in self._position:
+            return self._position[node]
+        if not hasattr(self, "_order"):
+            self._order = {n: i for i, n in enumerate(self.graph.nodes)}
+        return self._order[node]
+
+    def _outputs(self, nodes: list[Node], inputs: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...], list[Node]]:
+        """Keep the names of graph outputs that were redirected: rename their new source, or copy it where it has a name to keep."""
+        produced = {name for node in nodes for name in node.results}
+        renamed: dict[str, str] = {}
+        copies: list[Node] = []
+        for output in self.graph.outputs:
+            source = _follow(output, self._redirects)
+            if source == output:
+                continue
+            if source in produced and source not in self.graph.outputs and source not in renamed and output not in produced:
+                renamed[source] = output
+            else:
+                copies.append(Node("Identity", (source,), (output,), EMPTY, self.fresh(f"{output}_copy")))
+        return renamed, self.graph.outputs, copies
+
+
+def _follow(name: str, redirects: Mapping[str, str]) -> str:
+    seen = set()
+    while name in redirects:
+        if name in seen:
+            raise InternalError(name, "redirected in a circle.")
+        seen.add(name)
+        name = redirects[name]
+    return name
+
+
+def _rename(node: Node, redirects: Mapping[str, str], renamed: Mapping[str, str]) -> Node:
+    """`node` with its operands redirected, then both sides renamed; subgraphs included."""
+    final = {name: renamed.get(_follow(name, redirects), _follow(name, redirects)) for name in {*node.reads, *node.outputs}}
+    results = tuple(renamed.get(name, name) for name in node.outputs)
+    operands = tuple(final.get(name, name) for name in node.inputs)
+    attributes = {key: _rename_captures(value, final) if isinstance(value, Graph) else value for key, value in node.attributes.items()}
+    if operands == node.inputs and results == node.outputs and all(attributes[k] is v for k, v in node.attributes.items()):
+        return node
+    return replace(node, inputs=operands, outputs=results, attributes=attributes)
+
+
+def _rename_captures(graph: Graph, names: Mapping[str, str]) -> Graph:
+    changed = {name: names[name] for name in graph.captures if names.get(name, name) != name}
+    if not changed:
+        return graph
+    nodes = tuple(_rename(node, changed, {}) for node in graph.nodes)
+    return replace(graph, nodes=nodes, outputs=tuple(changed.get(name, name) for name in graph.outputs))
+
+
+def _sorted(nodes: Iterable[tuple[int, Node]], given: set[str], captures: tuple[str, ...]) -> tuple[Node, ...]:
+    """Topological order that stays as close to the given positions as it can (Kahn, with a heap on positions)."""
+    entries = [(position, number, node) for number, (position, node) in enumerate(nodes)]
+    producers = {name: number for _, number, node in entries for name in node.results}
+    by_number = {number: (position, node) for position, number, node in entries}
+    waiting: dict[int, int] = {}
+    readers: dict[int, list[int]] = {}
+    heap: list[tuple[int, int]] = []
+    available = given | set(captures)
+    for position, number, node in entries:
+        needs = {producers[name] for name in node.reads if name in producers}
+        missing = [name for name in node.reads if name not in producers and name not in available]
+        if missing:
+            raise InternalError(node.label, f"reads '{missing[0]}', which nothing produces after this edit.")
+        waiting[number] = len(needs)
+        for source in needs:
+            readers.setdefault(source, []).append(number)
+        if not needs:
+            heapq.heappush(heap, (position, number))
+    order: list[Node] = []
+    while heap:
+        _, number = heapq.heappop(heap)
+        order.append(by_number[number][1])
+        for reader in readers.get(number, ()):
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                heapq.heappush(heap, (by_number[reader][0], reader))
+    if len(order) < len(entries):
+        stuck = next(node for _, number, node in entries if waiting[number])
+        raise InternalError(stuck.label, "lies on a cycle after this edit.")
+    return tuple(order)
+
+
+def _types(nodes: tuple[Node, ...], inputs: tuple[str, ...], constants: Mapping[str, Array], known: Mapping[str, TensorType],
+           before: Graph) -> dict[str, TensorType]:
+    """Types of every value; a node is asked again only where it is new or the type or data of an operand changed."""
+    types = {name: known[name] for name in inputs}
+    types.update({name: TensorType(array.dtype, tuple(array.shape)) for name, array in constants.items()})
+    types.update({name: kind for name, kind in known.items() if name in before.captures})
+    unchanged = set(before.nodes)
+    for node in nodes:
+        same = node in unchanged and all(types.get(n) == before.types.get(n) and constants.get(n) is before.constants.get(n) for n in node.reads)
+        stated = {name: known[name] for name in node.results if name in known}
+        if (same or node.subgraphs or node.domain not in ("", "ai.onnx.ml", "graphc")) and len(stated) == len(node.results):
+            types.update(stated)
+        else:
+            types.update(infer(node, types, constants))
+    return types
+
+
+def with_constants(graph: Graph, arrays: Mapping[str, Array]) -> Graph:
+    """The same graph with other data for some constants; types and shapes must stay."""
+    for name, array in arrays.items():
+        if graph.types[name] != TensorType(np.dtype(array.dtype), tuple(array.shape)):
+            raise InternalError(name, f"new data {array.dtype}{list(array.shape)} does not fit {graph.types[name]}.")
+    return replace(graph, constants={**graph.constants, **arrays})

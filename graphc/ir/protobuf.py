@@ -1,0 +1,80 @@
+"""Between graphc's values and ONNX protobuf, both ways. The importer, the exporter and type inference use nothing else."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
+
+from graphc.errors import InputError
+from graphc.ir.graph import Array, Attribute, Graph, Node, TensorType
+
+
+def tensor_to_proto(name: str, array: Array) -> TensorProto:
+    """An array as ONNX stores it. `name` may be empty (attributes)."""
+    if array.dtype == np.dtype(object):
+        return helper.make_tensor(name, TensorProto.STRING, array.shape, [str(s).encode() for s in array.ravel()])
+    return numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
+
+
+def attribute_to_proto(name: str, value: Attribute) -> AttributeProto:
+    if isinstance(value, Graph):
+        return helper.make_attribute(name, graph_to_proto(value))
+    if isinstance(value, np.ndarray):
+        return helper.make_attribute(name, tensor_to_proto("", value))
+    if isinstance(value, tuple):
+        kind = AttributeProto.FLOATS if value and isinstance(value[0], float) else None
+        return helper.make_attribute(name, list(value), attr_type=kind or (None if value else AttributeProto.INTS))
+    return helper.make_attribute(name, value)
+
+
+def attribute_from_proto(proto: AttributeProto, graph_from_proto: Callable[[GraphProto], Graph], where: str) -> Attribute:
+    """Read one attribute; `graph_from_proto` reads a subgraph. Raises InputError for kinds that graphs cannot hold."""
+    match proto.type:
+        case AttributeProto.INT | AttributeProto.FLOAT:
+            value: int | float = helper.get_attribute_value(proto)
+            return value
+        case AttributeProto.STRING:
+            return proto.s.decode("utf-8", "surrogateescape")
+        case AttributeProto.INTS | AttributeProto.FLOATS:
+            return tuple(helper.get_attribute_value(proto))
+        case AttributeProto.STRINGS:
+            return tuple(s.decode("utf-8", "surrogateescape") for s in proto.strings)
+        case AttributeProto.TENSOR:
+            return tensor_from_proto(proto.t, where)
+        case AttributeProto.GRAPH:
+            return graph_from_proto(proto.g)
+    kind = AttributeProto.AttributeType.Name(proto.type)
+    raise InputError(where, f"attribute '{proto.name}' is of kind {kind}, which graphc cannot hold.",
+                     "Only numbers, strings, tensors and graphs are supported.")
+
+
+def tensor_from_proto(proto: TensorProto, where: str) -> Array:
+    """Read a tensor whose data is inside the protobuf. Raises InputError when its bytes do not fit its shape."""
+    try:
+        return numpy_helper.to_array(proto)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(where, f"tensor '{proto.name}' is malformed: {error}.", "The file is damaged; export it again.") from error
+
+
+def node_to_proto(node: Node) -> NodeProto:
+    proto = helper.make_node(node.op, node.inputs, node.outputs, name=node.name or None, domain=node.domain or None)
+    proto.attribute.extend(attribute_to_proto(name, node.attributes[name]) for name in sorted(node.attributes))
+    return proto
+
+
+def type_to_proto(kind: TensorType) -> onnx.TypeProto:
+    """The ONNX form of a type; an unnamed open dimension has neither value nor name there."""
+    shape = None if kind.shape is None else [None if d == "?" else d for d in kind.shape]
+    return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(kind.dtype), shape)
+
+
+def graph_to_proto(graph: Graph, constants: Mapping[str, TensorProto] | None = None) -> GraphProto:
+    """The whole graph; `constants` replaces its own tensors (with references to external data, say)."""
+    tensors = constants if constants is not None else {n: tensor_to_proto(n, a) for n, a in graph.constants.items()}
+    proto = GraphProto(name=graph.name or "graph")
+    proto.input.extend(onnx.ValueInfoProto(name=n, type=type_to_proto(graph.types[n])) for n in graph.inputs)
+    proto.output.extend(onnx.ValueInfoProto(name=n, type=type_to_proto(graph.types[n])) for n in graph.outputs if n in graph.types)
+    proto.initializer.extend(tensors.values())
+    proto.node.extend(node_to_proto(node) for node in graph.nodes)
+    return proto
