@@ -79,7 +79,7 @@ class Node:
     op: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attributes: Mapping[str, Attribute] = field(default=EMPTY)
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
     name: str = ""
     domain: str = ""
 
@@ -104,25 +104,25 @@ class Node:
         kind = f"{self.domain}.{self.op}" if self.domain else self.op
         return f"{kind} '{self.name or (self.results[0] if self.results else '?')}'"
 
-    def int(self, name: str, default: int) -> int:
+    def get_int(self, name: str, default: int) -> int:
         value = self.attributes.get(name, default)
         if not isinstance(value, int):
             raise TypeError(f"{self.label}: attribute {name} is {value!r}, expected an integer")
         return value
 
-    def float(self, name: str, default: float) -> float:
+    def get_float(self, name: str, default: float) -> float:
         value = self.attributes.get(name, default)
         if not isinstance(value, int | float):
             raise TypeError(f"{self.label}: attribute {name} is {value!r}, expected a number")
         return float(value)
 
-    def str(self, name: str, default: str) -> str:
+    def get_str(self, name: str, default: str) -> str:
         value = self.attributes.get(name, default)
         if not isinstance(value, str):
             raise TypeError(f"{self.label}: attribute {name} is {value!r}, expected a string")
         return value
 
-    def ints(self, name: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+    def get_ints(self, name: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
         value = self.attributes.get(name, default)
         if not isinstance(value, tuple) or not all(isinstance(v, int) for v in value):
             raise TypeError(f"{self.label}: attribute {name} is {value!r}, expected integers")
