@@ -1,0 +1,289 @@
+"""What a pass is: its options, the values it wants observed, a rewrite. Every pass is a subclass of `Pass`.
+
+    class Prune(Pass):
+        kind: Literal["prune"] = "prune"
+        sparsity: Annotated[float, Field(gt=0, lt=1)]
+        before: ClassVar[frozenset[str]] = frozenset({"quantize"})
+
+        def apply(self, graph: Graph, context: Context) -> Graph: ...
+
+`where` overrides a pass's own fields for some nodes:
+
+    where: [{operator: Gemm, sparsity: 0.5}, {name: "head*", sparsity: 0.1}]
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
+
+from graphc.errors import InputError
+from graphc.ir.graph import Array, Graph, Node
+
+MATCHERS = ("name", "operator", "position")
+
+WEIGHT_OPERANDS: Mapping[str, tuple[int, ...]] = {
+    "Conv": (1,),
+    "ConvTranspose": (1,),
+    "Gemm": (0, 1),
+    "MatMul": (0, 1),
+    "Einsum": (0, 1),
+    "LSTM": (1, 2),
+    "GRU": (1, 2),
+    "RNN": (1, 2),
+    "Gather": (0,),
+}
+"""Operators that have weights -> the operands that may hold them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The smallest and the largest element: arrays `low` and `high`, float64 scalars."""
+
+
+Statistic = Range
+"""What can be observed of a value; each kind says which arrays it yields. graphc.calibrate collects them in one run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """A wish: this statistic of this value of the graph, over the calibration data."""
+
+    value: str
+    statistic: Statistic
+
+
+Statistics = Mapping[Observation, Mapping[str, Array]]
+"""What calibration found: observation -> its arrays by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A node that a pass left alone, and why."""
+
+    node: str
+    operator: str
+    reason: str
+
+
+def _silent(_message: str, _fraction: float) -> None:
+    """Progress nobody watches."""
+
+
+@dataclass
+class Context:
+    """What a pass is given beside the graph, and where it leaves its remarks. One context serves one step.
+
+    `progress(message, fraction)` may be called as often as liked, with 0 <= fraction <= 1.
+    """
+
+    statistics: Statistics = field(default_factory=dict)
+    progress: Callable[[str, float], None] = _silent
+    skips: list[Skip] = field(default_factory=list)
+
+    def skip(self, node: Node, reason: str) -> None:
+        """Record that `node` is left as it is. The same remark twice counts once."""
+        remark = Skip(node.name or (node.results[0] if node.results else "?"), node.op, reason)
+        if remark not in self.skips:
+            self.skips.append(remark)
+
+
+class Rule(BaseModel):
+    """Matches nodes by name glob, operator, or position; whatever else it holds overrides the pass's own fields.
+
+    All matchers given must match. Where several rules set the same field for a node, the most specific one wins. A rule
+    is more specific than another when, in this order: its name is exact (no wildcard); its name pattern has more
+    literal characters; it gives a position; it gives an operator. Between equals the later one wins.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: Annotated[str | None, Field(min_length=1, description="glob on the node's name: *, ?, [abc]")] = None
+    operator: Annotated[str | None, Field(min_length=1, description="the node's operator, such as Conv")] = None
+    position: Annotated[Literal["first", "last"] | None, Field(description="first or last node with weights")] = None
+
+    @model_validator(mode="after")
+    def _matches_and_overrides(self) -> Self:
+        if all(getattr(self, key) is None for key in MATCHERS):
+            raise ValueError(f"matches nothing: expected one of {', '.join(MATCHERS)}")
+        if not self.overrides:
+            raise ValueError("overrides nothing: expected at least one option of the pass beside the matcher")
+        return self
+
+    @property
+    def overrides(self) -> Mapping[str, Any]:
+        """The options that this rule sets."""
+        return self.model_extra or {}
+
+    @property
+    def specificity(self) -> tuple[bool, int, bool, bool]:
+        """Sorts rules from general to specific."""
+        pattern = self.name or ""
+        exact = bool(pattern) and not any(c in pattern for c in "*?[")
+        literals = len(pattern.translate(str.maketrans("", "", "*?[]")))
+        return exact, literals, self.position is not None, self.operator is not None
+
+    def matches(self, node: Node, ends: Mapping[str, Node]) -> bool:
+        """Whether this rule speaks about `node`; `ends` gives the nodes that stand first and last."""
+        return (
+            (self.name is None or fnmatchcase(node.name, self.name))
+            and (self.operator is None or node.op == self.operator)
+            and (self.position is None or ends.get(self.position) is node)
+        )
+
+
+class Pass(BaseModel):
+    """One rewrite of a graph; its fields are its options, as the spec spells them.
+
+    Order among passes is data: each kind in `requires` must stand earlier; no pass whose kind is in `after` may stand
+    later, none in `before` may stand earlier. `overridable` names the fields that `where` may change.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    requires: ClassVar[frozenset[str]] = frozenset()
+    after: ClassVar[frozenset[str]] = frozenset()
+    before: ClassVar[frozenset[str]] = frozenset()
+    overridable: ClassVar[frozenset[str]] = frozenset()
+
+    kind: str
+    where: Annotated[tuple[Rule, ...], Field(description="rules that override options for some nodes")] = ()
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> Self:
+        """Every rule laid over the pass's own options must give valid options; mistakes are located inside `where`."""
+        own = {key: getattr(self, key) for key in self.model_fields_set if key != "where"}
+        errors: list[InitErrorDetails] = []
+        for index, rule in enumerate(self.where):
+            errors += self._rule_errors(index, rule, own)
+        if errors:
+            raise ValidationError.from_exception_data(type(self).__name__, errors)
+        return self
+
+    def _rule_errors(self, index: int, rule: Rule, own: Mapping[str, Any]) -> list[InitErrorDetails]:
+        unknown = [key for key in rule.overrides if key not in self.overridable]
+        allowed = {"allowed": ", ".join(sorted(self.overridable)) or "nothing"}
+        errors = [
+            InitErrorDetails(
+                type=PydanticCustomError("rule_key", "a rule cannot set this; it can set {allowed}", allowed),
+                loc=("where", index, key),
+                input=rule.overrides[key],
+            )
+            for key in unknown
+        ]
+        known = {key: value for key, value in rule.overrides.items() if key not in unknown}
+        try:
+            type(self).model_validate({**own, **known})
+        except ValidationError as error:
+            for detail in error.errors():
+                problem = PydanticCustomError("rule_value", "{problem}", {"problem": detail["msg"]})
+                at = ("where", index, *detail["loc"])
+                errors.append(InitErrorDetails(type=problem, loc=at, input=detail["input"]))
+        return errors
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The schema states what a rule of this very pass may hold, so that editors complete it."""
+        schema = handler(core)
+        body = handler.resolve_ref_schema(schema)
+        properties = body.get("properties", {})
+        if "where" in properties:
+            rule = handler.resolve_ref_schema(properties["where"]["items"])
+            matchers = {key: rule["properties"][key] for key in MATCHERS}
+            own = {key: _without_default(properties[key]) for key in sorted(cls.overridable)}
+            items = {"type": "object", "properties": {**matchers, **own}, "additionalProperties": False}
+            properties["where"] = {**properties["where"], "items": items}
+        return schema
+
+    def options(self, graph: Graph) -> dict[Node, Self]:
+        """Node -> this pass with the node's own options, for every node of `graph` (not of its subgraphs).
+
+        Raises InputError for a rule that matches no node: it is a typing error, or meant for another model.
+        """
+        if not self.where:
+            return dict.fromkeys(graph.nodes, self)
+        weighted = [node for node in graph.nodes if has_weights(graph, node)]
+        ends = {"first": weighted[0], "last": weighted[-1]} if weighted else {}
+        own = {key: getattr(self, key) for key in self.model_fields_set if key != "where"}
+        rules = sorted(self.where, key=lambda rule: rule.specificity)
+        used: set[int] = set()
+        options: dict[Node, Self] = {}
+        made: dict[tuple[int, ...], Self] = {(): self}
+        for node in graph.nodes:
+            matching = tuple(i for i, rule in enumerate(rules) if rule.matches(node, ends))
+            used.update(matching)
+            if matching not in made:
+                overrides = {key: value for i in matching for key, value in rules[i].overrides.items()}
+                made[matching] = type(self).model_validate({**own, **overrides})
+            options[node] = made[matching]
+        for i, rule in enumerate(rules):
+            if i not in used:
+                problem = f"the rule {_shown(rule)} matches no node of the graph."
+                raise InputError(f"{self.kind}.where", problem, _known(graph))
+        return options
+
+    def observes(self, graph: Graph) -> tuple[Observation, ...]:
+        """The statistics that `apply` will look up in its context; none by default, and then no data is needed."""
+        del graph
+        return ()
+
+    @abstractmethod
+    def apply(self, graph: Graph, context: Context) -> Graph:
+        """The rewritten graph; the very same object where there was nothing to do."""
+
+
+def has_weights(graph: Graph, node: Node) -> bool:
+    """Whether `node` multiplies by weights of its own: a floating-point constant or what a decoder makes of one."""
+    return any(
+        name in graph.types and len(graph.types[name].shape or ()) >= 2 and _is_weight(graph, name)
+        for position in WEIGHT_OPERANDS.get(node.op, ())
+        for name in node.inputs[position : position + 1]
+    )
+
+
+def _is_weight(graph: Graph, name: str) -> bool:
+    kind = graph.types[name].dtype
+    if not (np.issubdtype(kind, np.floating) or kind.name == "bfloat16"):
+        return False
+    while name not in graph.constants:
+        producer = graph.producers.get(name)
+        if producer is None or not producer.inputs:
+            return False
+        name = producer.inputs[0]
+    return True
+
+
+def _without_default(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in schema.items() if key != "default"}
+
+
+def _shown(rule: Rule) -> str:
+    given = {key: getattr(rule, key) for key in MATCHERS if getattr(rule, key) is not None}
+    return "{" + ", ".join(f"{key}: {value}" for key, value in given.items()) + "}"
+
+
+def _known(graph: Graph) -> str:
+    names = [node.name for node in graph.nodes if has_weights(graph, node)][:6]
+    operators = sorted({node.op for node in graph.nodes})
+    shown = ", ".join(names) + (", ..." if len(names) == 6 else "")
+    return f"Nodes with weights: {shown or 'none'}; operators: {', '.join(operators)}."
+
+
+def check_order(passes: Sequence[Pass]) -> None:
+    """Refuse a list of passes that breaks the order rules they state, naming every breach (InputError)."""
+    breaches: list[str] = []
+    for index, step in enumerate(passes):
+        earlier = {other.kind for other in passes[:index]}
+        later = {other.kind for other in passes[index + 1 :]}
+        at = f"{step.kind} (step {index + 1})"
+        breaches += [f"{at} needs {kind} before it" for kind in sorted(step.requires - earlier)]
+        breaches += [f"{at} must come after {kind}" for kind in sorted(step.after & later)]
+        breaches += [f"{at} must come before {kind}" for kind in sorted(step.before & earlier)]
+    if breaches:
+        raise InputError("passes", f"are in an order that cannot work: {'; '.join(breaches)}.", "Reorder the list.")
