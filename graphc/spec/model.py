@@ -1,0 +1,212 @@
+"""The spec as frozen pydantic models: one class per section of the file, unknown keys refused.
+
+Validated with a context `{"folder": Path}`, every path becomes relative to that folder (the spec's own).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    ValidationInfo,
+    model_validator,
+)
+
+from graphc.passes.registry import union
+from graphc.spec.units import Bytes, Count, PerChannel, Seconds, expected
+
+if TYPE_CHECKING:
+    from graphc.passes.protocol import Pass as AnyPass
+else:
+    AnyPass = union()
+
+METRICS = ("top1", "top5", "mse", "auc", "perplexity", "agreement")
+"""The metrics graphc has; any other is written `module:function`."""
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _beside_spec(path: Path, info: ValidationInfo) -> Path:
+    if not info.context:
+        return path
+    found = Path(info.context["folder"]) / path
+    if not found.is_file():
+        raise expected("a file that exists", f"There is none at {found}.")
+    return found
+
+
+def _metric(name: str) -> str:
+    module, colon, function = name.partition(":")
+    if name in METRICS or (colon and all(part.isidentifier() for part in [*module.split("."), function])):
+        return name
+    raise expected(f"one of {', '.join(METRICS)}, or module:function")
+
+
+FilePath: TypeAlias = Annotated[Path, AfterValidator(_beside_spec)]
+"""A path; relative ones start at the spec's folder."""
+Name: TypeAlias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+"""A name that is also a C identifier and a file name: lower case letters, digits, underscores."""
+Shape: TypeAlias = tuple[Annotated[int, Field(ge=0)], ...]
+
+
+class Model(Section):
+    """The network to compress. `inputs` fixes dimensions that the file leaves open: input name -> shape."""
+
+    path: FilePath
+    inputs: dict[str, Shape] = Field(default_factory=dict)
+
+
+class Calibration(Section):
+    """Samples for statistics: an .npz with one array per model input. `count`: so many, evenly spread; absent: all."""
+
+    path: FilePath
+    count: Annotated[int, Field(gt=0)] | None = None
+
+
+class Evaluation(Calibration):
+    """Held-out samples and the metric that judges every step. `output` names the one to read among several."""
+
+    metric: Annotated[str, AfterValidator(_metric)]
+    output: str | None = None
+
+
+class Preprocess(Section):
+    """From raw data to what the model takes: `(raw.transpose() * scale - mean) / std`, each part only where given.
+
+    `layout` is the raw data's layout and `model_layout` the model's; `dtype` is the raw input's element type (absent:
+    the model's own); `input` names the one it applies to among several. `fold: true` makes all this part of
+    the model, so that the artifact takes raw data; `fold: false` applies it to the data files only.
+    """
+
+    fold: bool
+    layout: Literal["nhwc", "nchw"] | None = None
+    model_layout: Literal["nhwc", "nchw"] = "nchw"
+    dtype: Literal["uint8", "int8", "uint16", "int16", "float32"] | None = None
+    scale: PerChannel | None = None
+    mean: PerChannel | None = None
+    std: PerChannel | None = None
+    input: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        given = [value for value in (self.scale, self.mean, self.std) if isinstance(value, tuple)]
+        if given and self.layout is None:
+            raise expected("`layout: nhwc` or `layout: nchw` beside values per channel")
+        if len({len(value) for value in given}) > 1:
+            raise expected("as many values in scale, mean and std as there are channels")
+        if self.std is not None and 0.0 in (self.std if isinstance(self.std, tuple) else (self.std,)):
+            raise expected("std values other than 0")
+        return self
+
+
+class Data(Section):
+    calibration: Calibration | None = None
+    evaluation: Evaluation | None = None
+    preprocess: Preprocess | None = None
+
+
+class Cpu(Section):
+    """A workstation: this machine (`native`) or an x86-64 level that runs on every machine of that level."""
+
+    cpu: Literal["native", "x86-64-v2", "x86-64-v3", "x86-64-v4"]
+
+    @property
+    def id(self) -> str:
+        """Names the target and its folder in the build."""
+        return self.cpu
+
+
+class Board(Section):
+    """A board by its id, such as raspberry-pi-4 or stm32h743."""
+
+    board: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+
+    @property
+    def id(self) -> str:
+        """Names the target and its folder in the build."""
+        return self.board
+
+
+class Gpu(Section):
+    """A CUDA architecture and the machine that drives it."""
+
+    gpu: Annotated[str, Field(pattern=r"^sm_[0-9]{2,3}[a-z]?$")]
+    host: Annotated[str, Field(pattern=r"^[a-z0-9_]+-[a-z0-9_-]+$")]
+
+    @property
+    def id(self) -> str:
+        """Names the target and its folder in the build."""
+        return f"{self.gpu}-{self.host}"
+
+
+def _family(target: object) -> str | None:
+    if isinstance(target, Section):
+        return type(target).__name__.lower()
+    keys = ("cpu", "board", "gpu")
+    return next((key for key in keys if isinstance(target, Mapping) and key in target), None)
+
+
+Target: TypeAlias = Annotated[
+    Annotated[Cpu, Tag("cpu")] | Annotated[Board, Tag("board")] | Annotated[Gpu, Tag("gpu")],
+    Discriminator(_family, custom_error_type="family", custom_error_message="expected cpu, board or gpu"),
+]
+
+
+class Budget(Section):
+    """Limits checked after the build. A missed one is an error that names by how much.
+
+    `flash`, `ram`: bytes of code plus weights, and of the arena, per target. `size`: bytes of the exported model.
+    `latency`: median of one run on the target, where it can be measured. `macs`: multiply-accumulates per run.
+    `accuracy_drop`: how much worse than the original model the metric may be, in the metric's own unit.
+    """
+
+    flash: Bytes | None = None
+    ram: Bytes | None = None
+    size: Bytes | None = None
+    latency: Seconds | None = None
+    macs: Count | None = None
+    accuracy_drop: Annotated[float, Field(ge=0)] | None = None
+
+
+class Spec(Section):
+    """A whole spec file. In Python `model` may be left out and given apart; `name` names the artifact."""
+
+    name: Name | None = None
+    model: Model | None = None
+    data: Data = Data()
+    passes: tuple[AnyPass, ...] = ()
+    targets: tuple[Target, ...] = ()
+    budget: Budget = Budget()
+
+    _folder: Path = PrivateAttr(default=Path())
+
+    def model_post_init(self, context: Any) -> None:
+        if isinstance(context, Mapping):
+            self._folder = context["folder"]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        ids = [target.id for target in self.targets]
+        if twice := [name for name in dict.fromkeys(ids) if ids.count(name) > 1]:
+            raise expected(f"each target once (twice: {', '.join(twice)})", "Remove one of them.")
+        if self.budget.accuracy_drop is not None and self.data.evaluation is None:
+            raise expected(
+                "data.evaluation beside budget.accuracy_drop", "Say which data and metric it is measured with."
+            )
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Where the spec lies: `module:function` metrics are found there."""
+        return self._folder
