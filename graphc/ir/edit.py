@@ -1,9 +1,9 @@
 """Changing a graph: collect edits, then check and apply them once. The graph that is edited never changes.
 
-    edit = Edit(graph)
-    y = edit.add("Relu", [x])
-    edit.redirect(old, y)
-    graph = edit.apply()          # the same object when nothing was recorded
+edit = Edit(graph)
+y = edit.add("Relu", [x])
+edit.redirect(old, y)
+graph = edit.apply()          # the same object when nothing was recorded
 """
 
 import heapq
@@ -54,8 +54,18 @@ class Edit:
         self._types[name] = TensorType(array.dtype, tuple(array.shape))
         return name
 
-    def add(self, op: str, inputs: Sequence[str], attributes: Mapping[str, Attribute] = EMPTY, *, name: str = "", domain: str = "",
-            outputs: Sequence[str] = (), types: Sequence[TensorType] = (), near: Node | None = None) -> str:
+    def add(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        attributes: Mapping[str, Attribute] = EMPTY,
+        *,
+        name: str = "",
+        domain: str = "",
+        outputs: Sequence[str] = (),
+        types: Sequence[TensorType] = (),
+        near: Node | None = None,
+    ) -> str:
         """A new node; returns its first result.
 
         `outputs` are names to produce (default: one fresh name). `types` states the results' types for domains that
@@ -73,12 +83,24 @@ class Edit:
         """Drop nodes. Whatever still reads their results must be redirected, or the results produced anew."""
         self._removed.update(nodes)
 
-    def replace(self, node: Node, op: str | None = None, inputs: Sequence[str] | None = None,
-                attributes: Mapping[str, Attribute] | None = None, *, domain: str | None = None, types: Sequence[TensorType] = ()) -> None:
+    def replace(
+        self,
+        node: Node,
+        op: str | None = None,
+        inputs: Sequence[str] | None = None,
+        attributes: Mapping[str, Attribute] | None = None,
+        *,
+        domain: str | None = None,
+        types: Sequence[TensorType] = (),
+    ) -> None:
         """Put a changed node in `node`'s place; it produces the same names under the same node name."""
-        changed = replace(node, op=op or node.op, inputs=node.inputs if inputs is None else tuple(inputs),
-                          attributes=node.attributes if attributes is None else dict(attributes),
-                          domain=node.domain if domain is None else domain)
+        changed = replace(
+            node,
+            op=op or node.op,
+            inputs=node.inputs if inputs is None else tuple(inputs),
+            attributes=node.attributes if attributes is None else dict(attributes),
+            domain=node.domain if domain is None else domain,
+        )
         self.remove(node)
         self._added.append(changed)
         self._types.update(zip(node.outputs, types, strict=False))
@@ -109,9 +131,15 @@ class Edit:
         known = {renamed.get(name, name): kind for name, kind in {**self.graph.types, **self._types}.items()}
         types = _types(ordered, inputs, constants, known, self.graph)
         used = {name for node in ordered for name in node.reads} | set(outputs)
-        return Graph(self.graph.name, inputs, outputs, ordered,
-                     {n: t for n, t in types.items() if n not in constants or n in used},
-                     {n: a for n, a in constants.items() if n in used}, self.graph.metadata)
+        return Graph(
+            self.graph.name,
+            inputs,
+            outputs,
+            ordered,
+            {n: t for n, t in types.items() if n not in constants or n in used},
+            {n: a for n, a in constants.items() if n in used},
+            self.graph.metadata,
+        )
 
     def _index_of(self, node: Node) -> int:
         if node in self._position:
@@ -120,8 +148,10 @@ class Edit:
             self._order = {n: i for i, n in enumerate(self.graph.nodes)}
         return self._order[node]
 
-    def _outputs(self, nodes: list[Node], inputs: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...], list[Node]]:
-        """Keep the names of graph outputs that were redirected: rename their new source, or copy it where it has a name to keep."""
+    def _outputs(
+        self, nodes: list[Node], inputs: tuple[str, ...]
+    ) -> tuple[dict[str, str], tuple[str, ...], list[Node]]:
+        """Keep the names of redirected graph outputs: rename their new source, or copy it where it has a name to keep."""
         produced = {name for node in nodes for name in node.results}
         renamed: dict[str, str] = {}
         copies: list[Node] = []
@@ -129,7 +159,12 @@ class Edit:
             source = _follow(output, self._redirects)
             if source == output:
                 continue
-            if source in produced and source not in self.graph.outputs and source not in renamed and output not in produced:
+            if (
+                source in produced
+                and source not in self.graph.outputs
+                and source not in renamed
+                and output not in produced
+            ):
                 renamed[source] = output
             else:
                 copies.append(Node("Identity", (source,), (output,), EMPTY, self.fresh(f"{output}_copy")))
@@ -148,11 +183,20 @@ def _follow(name: str, redirects: Mapping[str, str]) -> str:
 
 def _rename(node: Node, redirects: Mapping[str, str], renamed: Mapping[str, str]) -> Node:
     """`node` with its operands redirected, then both sides renamed; subgraphs included."""
-    final = {name: renamed.get(_follow(name, redirects), _follow(name, redirects)) for name in {*node.reads, *node.outputs}}
+    final = {
+        name: renamed.get(_follow(name, redirects), _follow(name, redirects)) for name in {*node.reads, *node.outputs}
+    }
     results = tuple(renamed.get(name, name) for name in node.outputs)
     operands = tuple(final.get(name, name) for name in node.inputs)
-    attributes = {key: _rename_captures(value, final) if isinstance(value, Graph) else value for key, value in node.attributes.items()}
-    if operands == node.inputs and results == node.outputs and all(attributes[k] is v for k, v in node.attributes.items()):
+    attributes = {
+        key: _rename_captures(value, final) if isinstance(value, Graph) else value
+        for key, value in node.attributes.items()
+    }
+    if (
+        operands == node.inputs
+        and results == node.outputs
+        and all(attributes[k] is v for k, v in node.attributes.items())
+    ):
         return node
     return replace(node, inputs=operands, outputs=results, attributes=attributes)
 
@@ -198,17 +242,26 @@ def _sorted(nodes: Iterable[tuple[int, Node]], given: set[str], captures: tuple[
     return tuple(order)
 
 
-def _types(nodes: tuple[Node, ...], inputs: tuple[str, ...], constants: Mapping[str, Array], known: Mapping[str, TensorType],
-           before: Graph) -> dict[str, TensorType]:
+def _types(
+    nodes: tuple[Node, ...],
+    inputs: tuple[str, ...],
+    constants: Mapping[str, Array],
+    known: Mapping[str, TensorType],
+    before: Graph,
+) -> dict[str, TensorType]:
     """Types of every value; a node is asked again only where it is new or the type or data of an operand changed."""
     types = {name: known[name] for name in inputs}
     types.update({name: TensorType(array.dtype, tuple(array.shape)) for name, array in constants.items()})
     types.update({name: kind for name, kind in known.items() if name in before.captures})
     unchanged = set(before.nodes)
     for node in nodes:
-        same = node in unchanged and all(types.get(n) == before.types.get(n) and constants.get(n) is before.constants.get(n) for n in node.reads)
+        same = node in unchanged and all(
+            types.get(n) == before.types.get(n) and constants.get(n) is before.constants.get(n) for n in node.reads
+        )
         stated = {name: known[name] for name in node.results if name in known}
-        if (same or node.subgraphs or node.domain not in ("", "ai.onnx.ml", "graphc")) and len(stated) == len(node.results):
+        if (same or node.subgraphs or node.domain not in ("", "ai.onnx.ml", "graphc")) and len(stated) == len(
+            node.results
+        ):
             types.update(stated)
         else:
             types.update(infer(node, types, constants))

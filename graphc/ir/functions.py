@@ -14,7 +14,7 @@ VERSION = 1
 
 # Bit streams are LSB first: element i of `bits` bits starts at bit i * bits; bit b of the stream is bit b % 8 of byte b // 8.
 _BODIES = {
-    # codebook[K], packed: uint8 -> codebook[codes].reshape(shape); codes are `bits`-bit fields, 1 <= bits <= 8.
+    # codebook[K], packed: uint8 -> codebook[codes].reshape(shape); codes have `bits` bits, 1 to 8.
     "Lookup": """
 <opset_import: ["" : 26], domain: "graphc">
 Lookup <bits, shape> (codebook, packed) => (values)
@@ -83,6 +83,9 @@ NAMES = frozenset(_BODIES)
 def function_for(name: str) -> FunctionProto:
     """The body of a graphc operator. Raises InputError for a name this version does not have."""
     if name not in _BODIES:
-        raise InputError(f"{DOMAIN}.{name}", f"unknown operator of the graphc domain; this version has {', '.join(sorted(NAMES))}.",
-                         "Read the model with the graphc version that wrote it.")
+        raise InputError(
+            f"{DOMAIN}.{name}",
+            f"unknown operator of the graphc domain; this version has {', '.join(sorted(NAMES))}.",
+            "Read the model with the graphc version that wrote it.",
+        )
     return parser.parse_function(_BODIES[name])

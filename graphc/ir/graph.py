@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from types import MappingProxyType
-from typing import TypeAlias, Union
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 OPSET = 26
 IR_VERSION = 13
@@ -168,6 +171,12 @@ class Graph:
     def constant(self, name: str) -> Array | None:
         """The array behind a constant, None for anything else."""
         return self.constants.get(name)
+
+    def to_onnx(self) -> "ModelProto":
+        """The model as ONNX protobuf, weights inside (`graphc.exporter.save` writes models of any size)."""
+        from graphc.exporter import to_model
+
+        return to_model(self)
 
     def sole_user(self, name: str) -> Node | None:
         """The node that reads `name`, if it is the only reader and `name` is no graph output."""

@@ -7,9 +7,9 @@ import onnx
 from onnx import TypeProto, helper
 
 from graphc.errors import InputError
+from graphc.ir.functions import DOMAIN, function_for
 from graphc.ir.graph import IR_VERSION, OPSET, Array, Dim, Node, TensorType
 from graphc.ir.protobuf import node_to_proto, tensor_to_proto, type_to_proto
-from graphc.ir.functions import DOMAIN, function_for
 
 MAX_SHAPE_DATA = 1024
 """Constants up to this many elements are shown to shape inference: shapes, axes, pads and repeats are small."""
@@ -18,8 +18,11 @@ MAX_SHAPE_DATA = 1024
 def type_from_proto(proto: TypeProto, where: str) -> TensorType:
     """Read a tensor type. Raises InputError for sequences, maps, optionals and sparse tensors."""
     if not proto.HasField("tensor_type") or not proto.tensor_type.elem_type:
-        raise InputError(where, f"expected a tensor, got {proto.WhichOneof('value') or 'no type'}.",
-                         "graphc's graphs hold tensors only; rewrite the model without this value.")
+        raise InputError(
+            where,
+            f"expected a tensor, got {proto.WhichOneof('value') or 'no type'}.",
+            "graphc's graphs hold tensors only; rewrite the model without this value.",
+        )
     tensor = proto.tensor_type
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
     if not tensor.HasField("shape"):
@@ -38,18 +41,32 @@ def infer(node: Node, types: Mapping[str, TensorType], constants: Mapping[str, A
     if node.domain == DOMAIN:
         function = function_for(node.op)
         found = onnx.shape_inference.infer_function_output_types(
-            function, [operands[name] for name in node.inputs if name], list(proto.attribute))
-        return {name: type_from_proto(kind, node.label) for name, kind in zip(node.outputs, found, strict=False) if name}
+            function, [operands[name] for name in node.inputs if name], list(proto.attribute)
+        )
+        return {
+            name: type_from_proto(kind, node.label) for name, kind in zip(node.outputs, found, strict=False) if name
+        }
     if node.domain not in ("", "ai.onnx.ml") or not onnx.defs.has(node.op, OPSET, node.domain):
-        raise InputError(node.label, f"onnx has no operator {node.op!r} in domain {node.domain!r} at opset {OPSET}.",
-                         "Give its function body in the model, or replace the operator.")
-    data = {name: tensor_to_proto(name, constants[name]) for name in node.inputs
-            if name in constants and constants[name].size <= MAX_SHAPE_DATA}
+        raise InputError(
+            node.label,
+            f"onnx has no operator {node.op!r} in domain {node.domain!r} at opset {OPSET}.",
+            "Give its function body in the model, or replace the operator.",
+        )
+    data = {
+        name: tensor_to_proto(name, constants[name])
+        for name in node.inputs
+        if name in constants and constants[name].size <= MAX_SHAPE_DATA
+    }
     try:
         schema = onnx.defs.get_schema(node.op, OPSET, node.domain)
         found_by_name = onnx.shape_inference.infer_node_outputs(
-            schema, proto, operands, data, opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 5)],
-            ir_version=IR_VERSION)
+            schema,
+            proto,
+            operands,
+            data,
+            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 5)],
+            ir_version=IR_VERSION,
+        )
     except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError, RuntimeError, ValueError) as error:
         shown = ", ".join(f"{name}: {types[name]}" for name in node.inputs if name)
         raise InputError(node.label, f"its operands do not fit ({shown}): {str(error).strip()}") from error

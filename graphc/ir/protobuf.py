@@ -1,4 +1,4 @@
-"""Between graphc's values and ONNX protobuf, both ways. The importer, the exporter and type inference use nothing else."""
+"""Between graphc's values and ONNX protobuf, both ways; the importer, the exporter and type inference build on it."""
 
 from collections.abc import Callable, Mapping
 
@@ -28,16 +28,19 @@ def attribute_to_proto(name: str, value: Attribute) -> AttributeProto:
     return helper.make_attribute(name, value)
 
 
-def attribute_from_proto(proto: AttributeProto, graph_from_proto: Callable[[GraphProto], Graph], where: str) -> Attribute:
+def attribute_from_proto(
+    proto: AttributeProto, graph_from_proto: Callable[[GraphProto], Graph], where: str
+) -> Attribute:
     """Read one attribute; `graph_from_proto` reads a subgraph. Raises InputError for kinds that graphs cannot hold."""
     match proto.type:
         case AttributeProto.INT | AttributeProto.FLOAT:
-            value: int | float = helper.get_attribute_value(proto)
-            return value
+            number: int | float = helper.get_attribute_value(proto)
+            return number
         case AttributeProto.STRING:
             return proto.s.decode("utf-8", "surrogateescape")
         case AttributeProto.INTS | AttributeProto.FLOATS:
-            return tuple(helper.get_attribute_value(proto))
+            numbers: tuple[int, ...] | tuple[float, ...] = tuple(helper.get_attribute_value(proto))
+            return numbers
         case AttributeProto.STRINGS:
             return tuple(s.decode("utf-8", "surrogateescape") for s in proto.strings)
         case AttributeProto.TENSOR:
@@ -45,16 +48,22 @@ def attribute_from_proto(proto: AttributeProto, graph_from_proto: Callable[[Grap
         case AttributeProto.GRAPH:
             return graph_from_proto(proto.g)
     kind = AttributeProto.AttributeType.Name(proto.type)
-    raise InputError(where, f"attribute '{proto.name}' is of kind {kind}, which graphc cannot hold.",
-                     "Only numbers, strings, tensors and graphs are supported.")
+    raise InputError(
+        where,
+        f"attribute '{proto.name}' is of kind {kind}, which graphc cannot hold.",
+        "Only numbers, strings, tensors and graphs are supported.",
+    )
 
 
 def tensor_from_proto(proto: TensorProto, where: str) -> Array:
     """Read a tensor whose data is inside the protobuf. Raises InputError when its bytes do not fit its shape."""
     try:
-        return numpy_helper.to_array(proto)
+        array: Array = numpy_helper.to_array(proto)
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(where, f"tensor '{proto.name}' is malformed: {error}.", "The file is damaged; export it again.") from error
+        raise InputError(
+            where, f"tensor '{proto.name}' is malformed: {error}.", "The file is damaged; export it again."
+        ) from error
+    return array
 
 
 def node_to_proto(node: Node) -> NodeProto:
@@ -74,7 +83,13 @@ def graph_to_proto(graph: Graph, constants: Mapping[str, TensorProto] | None = N
     tensors = constants if constants is not None else {n: tensor_to_proto(n, a) for n, a in graph.constants.items()}
     proto = GraphProto(name=graph.name or "graph")
     proto.input.extend(onnx.ValueInfoProto(name=n, type=type_to_proto(graph.types[n])) for n in graph.inputs)
-    proto.output.extend(onnx.ValueInfoProto(name=n, type=type_to_proto(graph.types[n])) for n in graph.outputs if n in graph.types)
+    proto.output.extend(_value_info(graph, name) for name in graph.outputs)
     proto.initializer.extend(tensors.values())
     proto.node.extend(node_to_proto(node) for node in graph.nodes)
     return proto
+
+
+def _value_info(graph: Graph, name: str) -> onnx.ValueInfoProto:
+    """A graph output; without a type where it is captured or its rank unknown (a type without a shape is invalid)."""
+    kind = graph.types.get(name)
+    return onnx.ValueInfoProto(name=name, type=None if kind is None or kind.shape is None else type_to_proto(kind))

@@ -1,0 +1,594 @@
+"""ONNX file -> Graph. Opsets from 7 up, converted to the one that graphs speak; weights stay out of every onnx call.
+
+    read -> take the weights out -> inline foreign functions -> convert the opset -> fix dimensions -> infer types -> Graph
+
+onnx's own tools serialize the whole model at every step and fail past 2 GB. So tensors of more than a few elements
+leave the protobuf first, typed graph inputs hold their places, and they become constants of the finished Graph.
+External data is memory-mapped and never copied.
+"""
+
+import heapq
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence, Sequence
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import networkx as nx
+import numpy as np
+import onnx
+import onnx.inliner
+import onnx.version_converter
+from google.protobuf.message import DecodeError, Message
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
+
+from graphc.errors import InputError, UnsupportedError
+from graphc.external import Folder
+from graphc.ir.check import has_nan
+from graphc.ir.functions import DOMAIN, VERSION, function_for
+from graphc.ir.graph import IR_VERSION, OPSET, Array, Attribute, Dim, Graph, Node, TensorType
+from graphc.ir.infer import MAX_SHAPE_DATA, infer, type_from_proto
+from graphc.ir.protobuf import attribute_from_proto, tensor_from_proto, tensor_to_proto, type_to_proto
+
+OLDEST_OPSET = 7
+ONNX = ("", "ai.onnx")
+
+Source: TypeAlias = str | Path | bytes | ModelProto
+
+
+def load(source: Source, inputs: Mapping[str, Sequence[Dim]] | None = None, *, allow_nan: bool = False) -> Graph:
+    """Read a model: a file, its bytes, or a ModelProto (which stays as it is).
+
+    `inputs` gives input shapes; a symbol fixed there is fixed wherever it stands. NaN weights are an error unless
+    `allow_nan`; external data is mapped, not read, so its values are checked by `graphc.ir.check.check_values`.
+
+    Raises InputError (the file, what is wrong with it, what to do) and UnsupportedError (a valid model that graphs
+    cannot hold: opsets out of range, sequences, maps, optional types, sparse tensors).
+    """
+    label = _label(source)
+    try:
+        model, folder = _read(source)
+        return _load(model, folder, inputs or {}, allow_nan)
+    except InputError as error:
+        raise type(error)(
+            f"{label}: {error.subject}" if error.subject else label, error.problem, error.remedy
+        ) from error
+
+
+def _load(model: ModelProto, folder: Folder, shapes: Mapping[str, Sequence[Dim]], allow_nan: bool) -> Graph:
+    opset = _opset(model)
+    declared = {
+        output.name: len(output.type.tensor_type.shape.dim)
+        for output in model.graph.output
+        if output.type.tensor_type.HasField("shape")
+    }
+    weights = Weights(folder, allow_nan)
+    for function in model.functions:
+        _sort_nodes(function.node, {*function.input}, function.name)
+    _sort_graph(model.graph, set())
+    weights.take(model.graph)
+    model = _inline(model)
+    weights.take(model.graph)
+    if opset < OPSET:
+        _forget_types(model.graph)
+        model = _convert(model, opset)
+        _sort_graph(model.graph, set())
+        weights.take(model.graph)
+    _fix_shapes(model.graph, shapes, weights.arrays)
+    _forget_types(model.graph)
+    graph = _Reader(weights).read(_infer_types(model).graph, {})
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    ranks = {
+        name: replace(graph.types[name], shape=("?",) * rank)
+        for name, rank in declared.items()
+        if graph.types[name].shape is None
+    }
+    return replace(graph, types={**graph.types, **ranks}, metadata=metadata)
+
+
+def _label(source: Source) -> str:
+    return str(source) if isinstance(source, str | Path) else "model"
+
+
+def _read(source: Source) -> tuple[ModelProto, Folder]:
+    """The protobuf, without external data, and the folder that its external data lies in."""
+    if isinstance(source, ModelProto):
+        model = ModelProto()
+        model.CopyFrom(source)
+        return model, Folder(None)
+    folder = Folder(None)
+    if not isinstance(source, bytes):
+        path = Path(source)
+        folder = Folder(path.parent)
+        try:
+            source = path.read_bytes()
+        except FileNotFoundError as error:
+            raise InputError("", "no such file.", "Check the path.") from error
+        except OSError as error:
+            raise InputError("", f"cannot be read: {error.strerror}.", "It has to be an ONNX file.") from error
+    if not source:
+        raise InputError("", "the file is empty.", "Export or download the model again.")
+    try:
+        model = ModelProto.FromString(source)
+    except DecodeError as error:
+        raise InputError(
+            "",
+            "not an ONNX model, or a truncated one (its protobuf does not parse).",
+            "Export or download the model again.",
+        ) from error
+    if not model.HasField("graph") or not (model.graph.node or model.graph.output):
+        raise InputError("", "not an ONNX model: it holds no graph.", "Export or download the model again.")
+    return model, folder
+
+
+def _opset(model: ModelProto) -> int:
+    """The model's opset; domain names are brought to their one spelling, unknown versions refused."""
+    versions: dict[str, int] = {}
+    for entry in model.opset_import:
+        entry.domain = "" if entry.domain in ONNX else entry.domain
+        versions[entry.domain] = entry.version
+    opset = versions.get("", 0)
+    if not opset:
+        if "" not in versions and versions and not _uses_onnx(model.graph):
+            model.opset_import.append(helper.make_opsetid("", OPSET))
+            return OPSET
+        raise InputError("", "the model states no ONNX opset.", "Export it again with an opset import.")
+    if not OLDEST_OPSET <= opset <= OPSET:
+        raise UnsupportedError(
+            "",
+            f"opset {opset} (expected {OLDEST_OPSET} to {OPSET}).",
+            f"Export the model at opset {min(max(opset, 13), OPSET)}.",
+        )
+    if versions.get(DOMAIN, VERSION) != VERSION:
+        raise UnsupportedError(
+            "",
+            f"{DOMAIN} operators of version {versions[DOMAIN]} (this graphc has {VERSION}).",
+            "Read the model with the graphc version that wrote it.",
+        )
+    return opset
+
+
+def _uses_onnx(graph: GraphProto) -> bool:
+    return any(node.domain in ONNX for node in graph.node)
+
+
+def _subgraphs(node: NodeProto) -> list[GraphProto]:
+    return [attribute.g for attribute in node.attribute if attribute.type == AttributeProto.GRAPH]
+
+
+def _reads(node: NodeProto) -> list[str]:
+    """Operands, and what subgraphs take from outside."""
+    return [*(name for name in node.input if name), *(name for graph in _subgraphs(node) for name in _captures(graph))]
+
+
+def _captures(graph: GraphProto) -> list[str]:
+    own = {
+        *(i.name for i in graph.input),
+        *(i.name for i in graph.initializer),
+        *(n for node in graph.node for n in node.output),
+    }
+    return [
+        n for n in [*(n for node in graph.node for n in _reads(node)), *(o.name for o in graph.output)] if n not in own
+    ]
+
+
+def _describe(node: NodeProto) -> str:
+    return f"{node.op_type} '{node.name or next(iter(node.output), '?')}'"
+
+
+def _sort_graph(graph: GraphProto, outer: set[str]) -> None:
+    """Put nodes in topological order, subgraphs too; inputs that have a default value become plain constants.
+
+    Raises InputError for names defined twice or never, and for cycles.
+    """
+    where = f"graph '{graph.name}'"
+    if graph.sparse_initializer:
+        raise UnsupportedError(where, "it holds sparse tensors.", "Store them dense, or as graphc.SparseToDense.")
+    stored = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in stored]
+    _replace(graph.input, inputs)
+    own: set[str] = set()
+    defined = [
+        *(i.name for i in inputs),
+        *(t.name for t in graph.initializer),
+        *(n for node in graph.node for n in node.output if n),
+    ]
+    for name in defined:
+        if not name or name in own or name in outer:
+            problem = f"the name '{name}' is defined twice." if name else "an input or constant has no name."
+            raise InputError(where, problem, "Each value needs a name of its own; export the model again.")
+        own.add(name)
+    _sort_nodes(graph.node, outer | stored | {i.name for i in inputs}, where)
+    for output in graph.output:
+        if output.name not in own and output.name not in outer:
+            raise InputError(where, f"its output '{output.name}' is produced by no node.", "Export the model again.")
+    for node in graph.node:
+        for subgraph in _subgraphs(node):
+            _sort_graph(subgraph, outer | own)
+
+
+def _sort_nodes(nodes: MutableSequence[NodeProto], given: set[str], where: str) -> None:
+    """Kahn's algorithm that keeps the given order where it can (a sorted list stays as it is)."""
+    producers = {name: i for i, node in enumerate(nodes) for name in node.output if name}
+    needs: list[set[int]] = []
+    readers: list[list[int]] = [[] for _ in nodes]
+    for i, node in enumerate(nodes):
+        reads = _reads(node)
+        unknown = next((name for name in reads if name not in producers and name not in given), None)
+        if unknown is not None:
+            raise InputError(
+                _describe(node), f"reads '{unknown}', which nothing in {where} produces.", "Export the model again."
+            )
+        needs.append({producers[name] for name in reads if name in producers})
+        for source in needs[i]:
+            readers[source].append(i)
+    ready = [i for i, sources in enumerate(needs) if not sources]
+    order: list[int] = []
+    heapq.heapify(ready)
+    while ready:
+        order.append(heapq.heappop(ready))
+        for reader in readers[order[-1]]:
+            needs[reader].discard(order[-1])
+            if not needs[reader]:
+                heapq.heappush(ready, reader)
+    if len(order) < len(nodes):
+        stuck = next(node for i, node in enumerate(nodes) if needs[i])
+        raise InputError(
+            _describe(stuck),
+            f"lies on, or behind, a cycle in {where}.",
+            "A graph must be acyclic; export the model again.",
+        )
+    if order != sorted(order):
+        _replace(nodes, [nodes[i] for i in order])
+
+
+def _replace(field: Any, values: Sequence[Message]) -> None:
+    """Set a repeated protobuf field to `values`, which may be elements of it."""
+    copies = []
+    for value in values:
+        copy = type(value)()
+        copy.CopyFrom(value)
+        copies.append(copy)
+    del field[:]
+    field.extend(copies)
+
+
+class Weights:
+    """Arrays taken out of a model. What stays in it are typed inputs, and constants small enough to decide shapes."""
+
+    def __init__(self, folder: Folder, allow_nan: bool) -> None:
+        self.arrays: dict[str, Array] = {}
+        self._folder = folder
+        self._allow_nan = allow_nan
+
+    def take(self, graph: GraphProto) -> None:
+        """Move big constants out of `graph`; those of its subgraphs become constants of `graph` first."""
+        _constants_to_initializers(graph)
+        for node in graph.node:
+            for subgraph in _subgraphs(node):
+                self._lift(subgraph, graph)
+        self._split(graph, self._keep)
+
+    def _keep(self, tensor: TensorProto, array: Array, graph: GraphProto) -> None:
+        kind = TensorType(array.dtype, tuple(array.shape))
+        graph.input.append(onnx.ValueInfoProto(name=tensor.name, type=type_to_proto(kind)))
+        self.arrays[tensor.name] = array
+
+    def _lift(self, graph: GraphProto, top: GraphProto) -> None:
+        """Big constants of a subgraph move to the top graph, under a name that is free there."""
+        _constants_to_initializers(graph)
+        for node in graph.node:
+            for subgraph in _subgraphs(node):
+                self._lift(subgraph, top)
+
+        def lift(tensor: TensorProto, array: Array, graph: GraphProto) -> None:
+            taken = {
+                *self.arrays,
+                *(t.name for t in top.initializer),
+                *(i.name for i in top.input),
+                *(name for node in top.node for name in node.output),
+            }
+            name = _free(tensor.name, taken)
+            _rename_reads(graph, tensor.name, name)
+            self._keep(TensorProto(name=name), array, top)
+
+        self._split(graph, lift)
+
+    def _split(self, graph: GraphProto, move: Callable[[TensorProto, Array, GraphProto], None]) -> None:
+        results = {output.name for output in graph.output}
+        small: list[TensorProto] = []
+        for tensor in list(graph.initializer):
+            array = self.read(tensor)
+            if (
+                array.size > MAX_SHAPE_DATA
+                and array.dtype != object
+                and not (move != self._keep and tensor.name in results)
+            ):
+                move(tensor, array, graph)
+            else:
+                small.append(
+                    tensor_to_proto(tensor.name, array) if tensor.data_location == TensorProto.EXTERNAL else tensor
+                )
+        _replace(graph.initializer, small)
+
+    def read(self, tensor: TensorProto) -> Array:
+        """The tensor's data, read-only. Raises InputError where it does not fit its shape, or is NaN."""
+        where = f"tensor '{tensor.name}'"
+        if tensor.HasField("segment") or any(d < 0 for d in tensor.dims):
+            raise InputError(
+                where, f"it is segmented or has a negative dimension {list(tensor.dims)}.", "Export the model again."
+            )
+        if tensor.data_location == TensorProto.EXTERNAL:
+            return self._folder.tensor(tensor)
+        array = tensor_from_proto(tensor, where)
+        array.setflags(write=False)
+        if not self._allow_nan and has_nan(array):
+            raise InputError(
+                where,
+                "it holds NaN.",
+                "Retrain or repair the weights; load(..., allow_nan=True) takes them as they are.",
+            )
+        return array
+
+
+def _constants_to_initializers(graph: GraphProto) -> None:
+    if not any(node.op_type == "Constant" and node.domain in ONNX for node in graph.node):
+        return
+    nodes = []
+    for node in graph.node:
+        if node.op_type == "Constant" and node.domain in ONNX:
+            graph.initializer.append(_constant_tensor(node))
+        else:
+            nodes.append(node)
+    _replace(graph.node, nodes)
+
+
+def _constant_tensor(node: NodeProto) -> TensorProto:
+    """What a Constant node holds, as a tensor named like its result."""
+    if len(node.attribute) != 1 or len(node.output) != 1:
+        raise InputError(
+            _describe(node),
+            f"it has {len(node.attribute)} values and {len(node.output)} results (expected 1 and 1).",
+            "Export the model again.",
+        )
+    attribute = node.attribute[0]
+    if attribute.name == "value" and attribute.type == AttributeProto.TENSOR:
+        tensor = TensorProto()
+        tensor.CopyFrom(attribute.t)
+        tensor.name = node.output[0]
+        return tensor
+    forms: dict[str, tuple[int, Any]] = {
+        "value_int": (AttributeProto.INT, np.int64),
+        "value_ints": (AttributeProto.INTS, np.int64),
+        "value_float": (AttributeProto.FLOAT, np.float32),
+        "value_floats": (AttributeProto.FLOATS, np.float32),
+        "value_string": (AttributeProto.STRING, object),
+        "value_strings": (AttributeProto.STRINGS, object),
+    }
+    kind, dtype = forms.get(attribute.name, (None, None))
+    if attribute.type != kind:
+        raise UnsupportedError(
+            _describe(node),
+            f"its value is given as '{attribute.name}', which graphc cannot read.",
+            "Store it as a dense tensor.",
+        )
+    value = helper.get_attribute_value(attribute)
+    if dtype is object:
+        value = [s.decode() for s in value] if isinstance(value, list) else value.decode()
+    return tensor_to_proto(node.output[0], np.array(value, dtype))
+
+
+def _rename_reads(graph: GraphProto, old: str, new: str) -> None:
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            if name == old:
+                node.input[i] = new
+        for subgraph in _subgraphs(node):
+            _rename_reads(subgraph, old, new)
+    for output in graph.output:
+        if output.name == old:
+            output.name = new
+
+
+def _inline(model: ModelProto) -> ModelProto:
+    """Foreign functions dissolved into their nodes; graphc's own stay nodes and lose the bodies that came with them."""
+    foreign = [function for function in model.functions if function.domain != DOMAIN]
+    for function in model.functions:
+        if function.domain == DOMAIN:
+            function_for(function.name)
+    _replace(model.functions, foreign)
+    if not foreign:
+        return model
+    _refuse_recursion(model)
+    try:
+        inlined = onnx.inliner.inline_local_functions(model, convert_version=True)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            "", f"its functions cannot be inlined: {error}.", "Inline them with the tool that wrote the model."
+        ) from error
+    if inlined.functions:
+        left = inlined.functions[0]
+        raise UnsupportedError(
+            f"function {left.domain}.{left.name}",
+            "it cannot be inlined (it may need another opset than the model's).",
+            "Export functions and model at one opset.",
+        )
+    _sort_graph(inlined.graph, set())
+    return inlined
+
+
+def _refuse_recursion(model: ModelProto) -> None:
+    calls = nx.DiGraph()
+    for function in model.functions:
+        calls.add_edges_from(((function.domain, function.name), callee) for callee in _callees(function.node))
+    if not nx.is_directed_acyclic_graph(calls):
+        domain, name = nx.find_cycle(calls)[0][0]
+        raise InputError(f"function {domain}.{name}", "it calls itself.", "ONNX functions must not be recursive.")
+
+
+def _callees(nodes: Iterable[NodeProto]) -> Iterator[tuple[str, str]]:
+    for node in nodes:
+        yield node.domain, node.op_type
+        for subgraph in _subgraphs(node):
+            yield from _callees(subgraph.node)
+
+
+def _convert(model: ModelProto, opset: int) -> ModelProto:
+    model.ir_version = max(model.ir_version, IR_VERSION)  # older ones demand an input for every initializer
+    try:
+        return onnx.version_converter.convert_version(model, OPSET)
+    except (onnx.version_converter.ConvertError, RuntimeError, ValueError) as error:
+        raise UnsupportedError(
+            "", f"onnx cannot convert it from opset {opset} to {OPSET}: {error}.", "Export the model at a newer opset."
+        ) from error
+
+
+def _forget_types(graph: GraphProto) -> None:
+    """Drop types of results: files carry stale ones, and inference believes what it finds."""
+    del graph.value_info[:]
+    for output in graph.output:
+        output.ClearField("type")
+    for node in graph.node:
+        for subgraph in _subgraphs(node):
+            _forget_types(subgraph)
+
+
+def _infer_types(model: ModelProto) -> ModelProto:
+    """The model with the types that onnx's inference finds; none where it fails (the reader then names the node)."""
+    try:
+        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        return model
+
+
+def _fix_shapes(graph: GraphProto, shapes: Mapping[str, Sequence[Dim]], arrays: Mapping[str, Array]) -> None:
+    """Give inputs the stated shapes, and every symbol that this fixes its number, in subgraphs too."""
+    inputs = {value.name: value for value in graph.input if value.name not in arrays}
+    for name in shapes:
+        if name not in inputs:
+            raise InputError(
+                f"inputs.{name}",
+                f"the model has no such input (it has {', '.join(inputs) or 'none'}).",
+                "Use the model's names.",
+            )
+    symbols: dict[str, int] = {}
+    for name, value in inputs.items():
+        kind = type_from_proto(value.type, f"input '{name}'")
+        if name in shapes:
+            value.type.CopyFrom(type_to_proto(replace(kind, shape=_fitted(name, kind, tuple(shapes[name]), symbols))))
+    _fix_symbols(graph, symbols)
+
+
+def _fitted(name: str, kind: TensorType, shape: tuple[Dim, ...], symbols: dict[str, int]) -> tuple[Dim, ...]:
+    """`shape` if it agrees with the input's declared one; notes the numbers of its symbols."""
+    where = f"inputs.{name}"
+    for dim in shape:
+        if isinstance(dim, bool) or not isinstance(dim, int | str) or (isinstance(dim, int) and dim < 0):
+            raise InputError(where, f"{dim!r} is no dimension.", "Give whole numbers.")
+    declared = kind.shape if kind.shape is not None else shape
+    if len(declared) != len(shape):
+        raise InputError(
+            where, f"{len(shape)} dimensions {list(shape)} for an input {kind}.", f"Give {len(declared)} dimensions."
+        )
+    for old, new in zip(declared, shape, strict=True):
+        if isinstance(old, int) and new != old:
+            raise InputError(
+                where, f"shape {list(shape)} for an input {kind}, whose {old} is fixed.", "Change only open dimensions."
+            )
+        if isinstance(old, str) and old != "?" and isinstance(new, int) and symbols.setdefault(old, new) != new:
+            raise InputError(
+                where,
+                f"the dimension '{old}' is {new} here and {symbols[old]} elsewhere.",
+                "Give one symbol one number.",
+            )
+    return shape
+
+
+def _fix_symbols(graph: GraphProto, symbols: Mapping[str, int]) -> None:
+    for value in graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in symbols:
+                dim.dim_value = symbols[dim.dim_param]
+    for node in graph.node:
+        for subgraph in _subgraphs(node):
+            _fix_symbols(subgraph, symbols)
+
+
+class _Reader:
+    """Turns checked protobuf into a Graph, the subgraphs with it."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+
+    def read(self, proto: GraphProto, outer: Mapping[str, TensorType]) -> Graph:
+        """`outer` are the types of what the graph may capture."""
+        constants = {tensor.name: self._weights.read(tensor) for tensor in proto.initializer}
+        if not outer:
+            constants.update(self._weights.arrays)
+        inputs = [value for value in proto.input if value.name not in constants]
+        types = {value.name: type_from_proto(value.type, f"input '{value.name}'") for value in inputs}
+        types.update((name, TensorType(array.dtype, tuple(array.shape))) for name, array in constants.items())
+        found = {
+            value.name: value.type for value in (*proto.value_info, *proto.output) if value.type.WhichOneof("value")
+        }
+        names = _Names()
+        nodes: list[Node] = []
+        for entry in proto.node:
+            scope = {**outer, **types} if _subgraphs(entry) else {}
+            node = Node(
+                entry.op_type,
+                tuple(entry.input),
+                tuple(entry.output),
+                self._attributes(entry, scope),
+                names.unique(entry),
+                "" if entry.domain in ONNX else entry.domain,
+            )
+            if all(name in found for name in node.results):
+                types.update(
+                    (name, type_from_proto(found[name], f"{node.label} result '{name}'")) for name in node.results
+                )
+            else:
+                types.update(infer(node, ChainMap(types, dict(outer)), constants))
+            nodes.append(node)
+        outputs = tuple(output.name for output in proto.output)
+        used = {name for node in nodes for name in node.reads} | set(outputs)
+        return Graph(
+            proto.name or "graph",
+            tuple(value.name for value in inputs),
+            outputs,
+            tuple(nodes),
+            {name: kind for name, kind in types.items() if name in used or name not in constants},
+            {name: array for name, array in constants.items() if name in used},
+        )
+
+    def _attributes(self, node: NodeProto, scope: Mapping[str, TensorType]) -> dict[str, Attribute]:
+        where = _describe(node)
+        attributes: dict[str, Attribute] = {}
+        for proto in node.attribute:
+            if proto.name in attributes or proto.ref_attr_name:
+                raise InputError(
+                    where,
+                    f"its attribute '{proto.name}' is given twice or refers to a function's.",
+                    "Export the model again.",
+                )
+            attributes[proto.name] = attribute_from_proto(proto, lambda graph: self.read(graph, scope), where)
+        return attributes
+
+
+class _Names:
+    """Node names: as in the file where they are given and unique, else after the node's first result."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def unique(self, node: NodeProto) -> str:
+        wanted = node.name or next((name for name in node.output if name), node.op_type.lower())
+        name = _free(wanted, self._taken)
+        self._taken.add(name)
+        return name
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """`name`, or `name_1`, `name_2`, ..."""
+    return name if name not in taken else next(n for n in (f"{name}_{i}" for i in count(1)) if n not in taken)
