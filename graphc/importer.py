@@ -1,4 +1,4 @@
-"""ONNX file -> Graph. Opsets from 7 up, converted to the one that graphs speak; weights stay out of every onnx call.
+"""ONNX file -> Graph. Opsets from 7 up are converted to the one that graphs speak; weights stay out of onnx calls.
 
     read -> take the weights out -> inline foreign functions -> convert the opset -> fix dimensions -> infer types -> Graph
 

@@ -1,0 +1,21 @@
+"""Where tests find what does not ship with the project."""
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+def find_shared() -> Path | None:
+    """The folder of real models and data beside the repository, or None."""
+    return SHARED if SHARED.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real models and data; the test skips where it is absent (as in a user's clone)."""
+    folder = find_shared()
+    if folder is None:
+        pytest.skip("../shared/data is absent (it does not ship with the project)")
+    return folder
