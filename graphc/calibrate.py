@@ -1,0 +1,130 @@
+"""Calibration: one streamed run over the data that collects what the passes of a step want to know.
+
+Memory does not grow with the number of samples: a collector keeps a few numbers per observed value. The same data in
+the same order gives the same statistics, bit for bit. What was found is plain arrays, so that it can be cached.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from graphc.errors import InputError
+from graphc.execute import Session
+from graphc.ir.graph import Array, Graph
+from graphc.passes.protocol import Observation, Range, Statistic, Statistics
+
+Floats = npt.NDArray[np.floating]
+
+
+class Collector(Protocol):
+    """Takes the values of one observation, feed by feed, and keeps what its statistic needs and no more."""
+
+    def add(self, values: Floats) -> None:
+        """Take the values of one feed: a finite array, not empty."""
+
+    def arrays(self) -> dict[str, Array]:
+        """What was found, under the names that the statistic states."""
+
+
+class RangeCollector:
+    """Smallest and largest value so far."""
+
+    def __init__(self, statistic: Range) -> None:
+        del statistic
+        self._low, self._high = np.inf, -np.inf
+
+    def add(self, values: Floats) -> None:
+        self._low = min(self._low, float(values.min()))
+        self._high = max(self._high, float(values.max()))
+
+    def arrays(self) -> dict[str, Array]:
+        return {"low": np.float64(self._low).reshape(()), "high": np.float64(self._high).reshape(())}
+
+
+_COLLECTORS: Mapping[type[Statistic], Callable[[Statistic], Collector]] = {Range: RangeCollector}
+"""How each statistic of the pass protocol is collected."""
+
+
+def calibrate(
+    graph: Graph,
+    observations: Sequence[Observation],
+    feeds: Iterable[Mapping[str, Array]],
+    *,
+    threads: int | None = 1,
+    progress: Callable[[int], None] = lambda _done: None,
+) -> dict[Observation, dict[str, Array]]:
+    """Run `graph` on every feed and return observation -> its arrays; `progress(n)` follows each feed.
+
+    A feed is one run's inputs by name. Raises InputError when there is none, when one does not fit the graph's inputs,
+    when data or an observed value holds NaN or infinity, when an observed value is unknown or not floating-point.
+    """
+    if not observations:
+        return {}
+    values = tuple(dict.fromkeys(observation.value for observation in observations))
+    _check_observable(graph, values)
+    collectors = {each: _COLLECTORS[type(each.statistic)](each.statistic) for each in observations}
+    session = Session(graph, taps=values, threads=threads)
+    done = 0
+    for feed in feeds:
+        _check_finite(feed, f"calibration data, feed {done + 1}, input", "Remove or repair that sample.")
+        found = session.run(feed)
+        observed = {name: found[name] for name in values}
+        _check_finite(observed, f"calibration feed {done + 1}, value", "The model overflows on this sample.")
+        for observation, collector in collectors.items():
+            if observed[observation.value].size:
+                collector.add(observed[observation.value])
+        done += 1
+        progress(done)
+    if not done:
+        raise InputError("calibration data", "is empty; statistics need at least one sample.", "Give more data.")
+    _check_seen(collectors)
+    return {observation: collector.arrays() for observation, collector in collectors.items()}
+
+
+def to_arrays(statistics: Statistics) -> dict[str, Array]:
+    """Statistics as one flat mapping, for a cache file: 'value|Range()|low' -> array."""
+    return {
+        f"{observation.value}|{observation.statistic}|{name}": array
+        for observation, arrays in statistics.items()
+        for name, array in arrays.items()
+    }
+
+
+def from_arrays(
+    observations: Sequence[Observation], arrays: Mapping[str, Array]
+) -> dict[Observation, dict[str, Array]] | None:
+    """The statistics that `to_arrays` flattened; None where one of `observations` is missing."""
+    found: dict[Observation, dict[str, Array]] = {}
+    for observation in observations:
+        prefix = f"{observation.value}|{observation.statistic}|"
+        found[observation] = {key.removeprefix(prefix): arrays[key] for key in arrays if key.startswith(prefix)}
+        if not found[observation]:
+            return None
+    return found
+
+
+def _check_observable(graph: Graph, values: Sequence[str]) -> None:
+    for name in values:
+        if name not in graph.types:
+            raise InputError(f"value '{name}'", "is not in the graph, so it cannot be observed.", "Check its name.")
+        kind = graph.types[name]
+        if not np.issubdtype(kind.dtype, np.floating):
+            raise InputError(f"value '{name}'", f"is {kind}; statistics need floating-point values.")
+
+
+def _check_finite(arrays: Mapping[str, Array], what: str, remedy: str) -> None:
+    for name, array in arrays.items():
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            count = int(array.size - np.isfinite(array).sum())
+            problem = f"holds NaN or infinity ({count} of {array.size} elements)."
+            raise InputError(f"{what} '{name}'", problem, remedy)
+
+
+def _check_seen(collectors: Mapping[Observation, Collector]) -> None:
+    """A value that never had an element has no statistics."""
+    for observation, collector in collectors.items():
+        for array in collector.arrays().values():
+            if not np.isfinite(array).all():
+                raise InputError(f"value '{observation.value}'", "had no element in any sample.", "Check the data.")
