@@ -254,8 +254,8 @@ def _constant(extent: Any, subject: str) -> int:
 
 _C_FUNCTIONS = (
     "acos acosh asin asinh atan atan2 atanh cbrt ceil copysign cos cosh erf erfc exp exp10 exp2 expm1 fabs floor fma "
-    "fmax fmin fmod frexp hypot ldexp lgamma log log10 log1p log2 logb modf nearbyint nextafter pow remainder rint round "
-    "roundeven sin sinh sqrt tan tanh tgamma trunc memcpy memmove memset"
+    "fmax fmin fmod frexp hypot ldexp lgamma log log10 log1p log2 logb modf nearbyint nextafter pow remainder rint "
+    "round roundeven sin sinh sqrt tan tanh tgamma trunc memcpy memmove memset"
 )
 _C_LIBRARY = frozenset(_C_FUNCTIONS.split())
 
