@@ -23,7 +23,7 @@ class Edit:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self._taken = {*graph.types, *(node.name for node in graph.nodes)}
+        self._taken = _names(graph)
         self._counters: dict[str, count[int]] = {}
         self._removed: set[Node] = set()
         self._added: list[Node] = []
@@ -90,21 +90,31 @@ class Edit:
         inputs: Sequence[str] | None = None,
         attributes: Mapping[str, Attribute] | None = None,
         *,
+        outputs: Sequence[str] | None = None,
         domain: str | None = None,
         types: Sequence[TensorType] = (),
     ) -> None:
-        """Put a changed node in `node`'s place; it produces the same names under the same node name."""
+        """Put a changed node in `node`'s place, under the same node name; it produces the same names, or `outputs`.
+
+        With `outputs`, the old names are gone: whoever produced the new ones must be removed or replaced as well.
+        """
         changed = replace(
             node,
             op=op or node.op,
             inputs=node.inputs if inputs is None else tuple(inputs),
+            outputs=node.outputs if outputs is None else tuple(outputs),
             attributes=node.attributes if attributes is None else dict(attributes),
             domain=node.domain if domain is None else domain,
         )
         self.remove(node)
         self._added.append(changed)
-        self._types.update(zip(node.outputs, types, strict=False))
+        self._types.update(zip(changed.outputs, types, strict=False))
         self._position[changed] = self._index_of(node)
+
+    def define(self, name: str, array: Array) -> None:
+        """The existing value `name` becomes a constant; the node that produced it must be removed."""
+        self._constants[name] = array
+        self._types[name] = TensorType(array.dtype, tuple(array.shape))
 
     def redirect(self, old: str, new: str) -> None:
         """Every reader of `old` (graph outputs too, which keep their name) reads `new` instead."""
@@ -169,6 +179,12 @@ class Edit:
             else:
                 copies.append(Node("Identity", (source,), (output,), EMPTY, self.fresh(f"{output}_copy")))
         return renamed, self.graph.outputs, copies
+
+
+def _names(graph: Graph) -> set[str]:
+    """Every name of a graph, those inside its subgraphs too: a new value must not hide under one of them."""
+    names = {*graph.types, *(node.name for node in graph.nodes)}
+    return names.union(*(_names(body) for node in graph.nodes for body in node.subgraphs))
 
 
 def _follow(name: str, redirects: Mapping[str, str]) -> str:
