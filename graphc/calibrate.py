@@ -8,20 +8,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from graphc.errors import InputError
 from graphc.execute import Session
 from graphc.ir.graph import Array, Graph
 from graphc.passes.protocol import Observation, Range, Statistic, Statistics
 
-Floats = npt.NDArray[np.floating]
-
 
 class Collector(Protocol):
     """Takes the values of one observation, feed by feed, and keeps what its statistic needs and no more."""
 
-    def add(self, values: Floats) -> None:
+    def add(self, values: Array) -> None:
         """Take the values of one feed: a finite array, not empty."""
 
     def arrays(self) -> dict[str, Array]:
@@ -35,12 +32,12 @@ class RangeCollector:
         del statistic
         self._low, self._high = np.inf, -np.inf
 
-    def add(self, values: Floats) -> None:
+    def add(self, values: Array) -> None:
         self._low = min(self._low, float(values.min()))
         self._high = max(self._high, float(values.max()))
 
     def arrays(self) -> dict[str, Array]:
-        return {"low": np.float64(self._low).reshape(()), "high": np.float64(self._high).reshape(())}
+        return {"low": np.array(self._low), "high": np.array(self._high)}
 
 
 _COLLECTORS: Mapping[type[Statistic], Callable[[Statistic], Collector]] = {Range: RangeCollector}
