@@ -1,0 +1,240 @@
+"""Convolutions, channels last, as te definitions: float and integer ones share the accumulator.
+
+    acc[n, *p, o] = sum over k, c of x[n, *(p * stride + k * dilation - begin), c] * w[o, c, *k]
+
+Weights are packed at compile time so that the innermost axis is a run of output channels (a multiple of the vector):
+    dense      w[O / block, *K, I, block]
+    depthwise  w[*K, O]                      (groups = I; each output reads one input channel)
+    grouped    w[*K, I / groups, O]
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from tvm import te, tirx
+
+from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
+from graphc.backends.tiles import channel_block
+from graphc.backends.window import Window, window
+from graphc.ir import Array, Node
+
+Kind = Literal["dense", "depthwise", "grouped"]
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One convolution's geometry: `channels` in, `filters` out, `block` filters in a run (dense only)."""
+
+    kind: Kind
+    window: Window
+    size: tuple[int, ...]
+    channels: int
+    filters: int
+    groups: int
+    block: int
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.filters // self.block)
+
+
+def convolution(state: Lowering, node: Node) -> Convolution:
+    """The geometry of a channels-last Conv node with weights (O, I / groups, *K)."""
+    _, *size, channels = state.type(node.inputs[0]).dims
+    _, *output, filters = state.type(node.outputs[0]).dims
+    kernel = state.type(node.inputs[1]).dims[2:]
+    groups = node.get_int("group", 1)
+    kind: Kind = "dense" if groups == 1 else "depthwise" if groups == channels else "grouped"
+    span = window(node, size, output, kernel)
+    return Convolution(kind, span, tuple(size), channels, filters, groups, channel_block(state.target, filters))
+
+
+def pack(conv: Convolution, weights: Array) -> Array:
+    """ONNX weights (O, I / groups, *K) in the order the kernel reads them; missing filters of the last block are zero."""
+    spatial = tuple(range(2, weights.ndim))
+    if conv.kind == "depthwise":
+        return np.ascontiguousarray(weights[:, 0].transpose(*(s - 1 for s in spatial), 0))
+    if conv.kind == "grouped":
+        return np.ascontiguousarray(weights.transpose(*spatial, 1, 0))
+    missing = conv.blocks * conv.block - conv.filters
+    padded = np.pad(weights, [(0, missing)] + [(0, 0)] * (weights.ndim - 1))
+    blocked = padded.reshape(conv.blocks, conv.block, *weights.shape[1:])
+    return np.ascontiguousarray(blocked.transpose(0, *(s + 1 for s in spatial), 2, 1))
+
+
+def packed_on_the_fly(conv: Convolution, weights: te.Tensor) -> te.Tensor:
+    """The same packing as a kernel, for weights that are computed at run time (or decoded)."""
+    rank = len(conv.window.kernel)
+    zero = tirx.const(0, weights.dtype)
+    if conv.kind == "depthwise":
+        return te.compute((*conv.window.kernel, conv.filters), lambda *i: weights[(i[rank], 0, *i[:rank])], name="pack")
+    if conv.kind == "grouped":
+        shape = (*conv.window.kernel, conv.channels // conv.groups, conv.filters)
+        return te.compute(shape, lambda *i: weights[(i[rank + 1], i[rank], *i[:rank])], name="pack")
+
+    def element(*i: Any) -> Any:
+        o = i[0] * conv.block + i[rank + 2]
+        value = weights[(o, i[rank + 1], *i[1 : rank + 1])]
+        return value if conv.filters % conv.block == 0 else tirx.if_then_else(o < conv.filters, value, zero)
+
+    return te.compute((conv.blocks, *conv.window.kernel, conv.channels, conv.block), element, name="pack")
+
+
+def padded(x: te.Tensor, span: Window, value: Any) -> te.Tensor:
+    """x (N, *spatial, C) with `value` around it, just as far as the windows reach."""
+    if not any(b > 0 for b in span.begin) and not any(e > 0 for e in span.end):
+        return x
+    n, *size, c = (int(d) for d in x.shape)
+    shape = [s + b + max(e, 0) for s, b, e in zip(size, span.begin, span.end, strict=True)]
+
+    def element(*i: Any) -> Any:
+        at = [p - b for p, b in zip(i[1:-1], span.begin, strict=True)]
+        inside = [test for p, s, b, e in zip(at, size, span.begin, span.end, strict=True)
+                  for test in (*([p >= 0] if b > 0 else []), *([p < s] if e > 0 else []))]
+        return tirx.if_then_else(tirx.all(*inside), x[(i[0], *at, i[-1])], value)
+
+    return te.compute((n, *shape, c), element, name="pad", attrs={"graphc.role": "pad"})
+
+
+def accumulate(conv: Convolution, x: te.Tensor, weights: te.Tensor, dtype: str, pad_value: Any) -> te.Tensor:
+    """The sums, (N, *output, blocks, block) when dense, else (N, *output, O), in `dtype`."""
+    span = conv.window
+    source = padded(x, span, pad_value)
+    taps = [te.reduce_axis((0, k), f"k{axis}") for axis, k in enumerate(span.kernel)]
+    rank = len(taps)
+
+    def at(i: Sequence[Any]) -> list[Any]:
+        return [p * s + t * d for p, s, t, d in zip(i[1 : rank + 1], span.strides, taps, span.dilations, strict=True)]
+
+    n = x.shape[0]
+    attributes = {"graphc.anchor": f"conv_{conv.kind}"}
+    if conv.kind == "depthwise":
+        multiplier = conv.filters // conv.channels
+        return te.compute((n, *span.output, conv.filters),
+                          lambda *i: te.sum(source[(i[0], *at(i), i[-1] // multiplier)].astype(dtype) * weights[(*taps, i[-1])].astype(dtype), axis=taps),
+                          name="conv", attrs=attributes)
+    c = te.reduce_axis((0, conv.channels // conv.groups), "c")
+    if conv.kind == "grouped":
+        inner, outer = conv.channels // conv.groups, conv.filters // conv.groups
+        return te.compute((n, *span.output, conv.filters),
+                          lambda *i: te.sum(source[(i[0], *at(i), i[-1] // outer * inner + c)].astype(dtype) * weights[(*taps, c, i[-1])].astype(dtype), axis=[*taps, c]),
+                          name="conv", attrs=attributes)
+    return te.compute((n, *span.output, conv.blocks, conv.block),
+                      lambda *i: te.sum(source[(i[0], *at(i), c)].astype(dtype) * weights[(i[-2], *taps, c, i[-1])].astype(dtype), axis=[*taps, c]),
+                      name="conv", attrs=attributes)
+
+
+def sum_at(conv: Convolution, acc: te.Tensor, i: Sequence[Any]) -> Any:
+    """The accumulator of output position i = (n, *p, o)."""
+    return acc[(*i[:-1], i[-1] // conv.block, i[-1] % conv.block)] if conv.kind == "dense" else acc[tuple(i)]
+
+
+def packed_weights(state: Lowering, conv: Convolution, name: str) -> Any:
+    """Packed weights as a parameter of the program, or as a kernel where they are not constant."""
+    weights = state.constant(name)
+    if weights is not None:
+        return state.parameter(pack(conv, weights), name)
+    return state.emit(lambda w: packed_on_the_fly(conv, w), state.value(name), name="pack", pattern=OPAQUE)
+
+
+@computes("graphc.nhwc", "Conv")
+def conv(state: Lowering, node: Node) -> Sequence[Any]:
+    """y = conv(x, w) + bias in the operands' floating type."""
+    shape = convolution(state, node)
+    dtype = state.type(node.inputs[0]).dtype.name
+    operands = [state.value(node.inputs[0]), packed_weights(state, shape, node.inputs[1])]
+    biased = len(node.inputs) > 2 and bool(node.inputs[2])
+    if biased:
+        bias = state.constant(node.inputs[2])
+        operands.append(state.parameter(bias, node.inputs[2]) if bias is not None else state.value(node.inputs[2]))
+    output = state.type(node.outputs[0]).dims
+
+    def define(x: te.Tensor, weights: te.Tensor, *bias: te.Tensor) -> te.Tensor:
+        acc = accumulate(shape, x, weights, dtype, tirx.const(0, dtype))
+        return te.compute(output, lambda *i: sum_at(shape, acc, i) + bias[0][i[-1]] if bias else sum_at(shape, acc, i), name="out")
+
+    return [state.emit(define, *operands, name="conv", pattern=OUT_FUSIBLE)]
+
+
+@dataclass(frozen=True)
+class TransposedConvolution:
+    """A transposed convolution: y[p] = sum of x[q] * w[c, o, k] over q * stride + k * dilation - begin = p."""
+
+    size: tuple[int, ...]
+    output: tuple[int, ...]
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    begin: tuple[int, ...]
+    inner: int
+    """Input channels of one group."""
+    outer: int
+    """Output channels of one group."""
+
+    def pack(self, weights: Array) -> Array:
+        """ONNX weights (C, O / groups, *K) as (*K, C, O / groups)."""
+        return np.ascontiguousarray(weights.transpose(*range(2, weights.ndim), 0, 1))
+
+    def sums(self, x: te.Tensor, w: te.Tensor, filters: int, dtype: str, x_zero_point: int = 0) -> te.Tensor:
+        """The accumulator (N, *output, O): each position visits the taps whose input position is a whole number inside."""
+        taps = [te.reduce_axis((0, k), f"k{axis}") for axis, k in enumerate(self.kernel)]
+        c = te.reduce_axis((0, self.inner), "c")
+
+        def term(*i: Any) -> Any:
+            scaled = [p + b - t * d for p, b, t, d in zip(i[1:-1], self.begin, taps, self.dilations, strict=True)]
+            at = [tirx.floordiv(q, s) for q, s in zip(scaled, self.strides, strict=True)]
+            valid = [test for q, a, s, limit in zip(scaled, at, self.strides, self.size, strict=True)
+                     for test in (q >= 0, a < limit, *([tirx.floormod(q, s) == 0] if s > 1 else []))]
+            channel = i[-1] // self.outer * self.inner + c
+            value = x[(i[0], *at, channel)].astype(dtype)
+            value = value - tirx.const(x_zero_point, dtype) if x_zero_point else value
+            return tirx.if_then_else(tirx.all(*valid), value * w[(*taps, channel, i[-1] % self.outer)].astype(dtype), tirx.const(0, dtype))
+
+        return te.compute((x.shape[0], *self.output, filters), lambda *i: te.sum(term(*i), axis=[*taps, c]), name="conv_transpose")
+
+
+def transposed_convolution(state: Lowering, node: Node) -> TransposedConvolution:
+    """The geometry of a channels-last ConvTranspose node."""
+    _, *size, channels = state.type(node.inputs[0]).dims
+    _, *output, filters = state.type(node.outputs[0]).dims
+    kernel = state.type(node.inputs[1]).dims[2:]
+    rank, groups = len(size), node.get_int("group", 1)
+    return TransposedConvolution(tuple(size), tuple(output), kernel, node.get_ints("strides", (1,) * rank), node.get_ints("dilations", (1,) * rank),
+                                 transposed_begin(node, size, output, kernel), channels // groups, filters // groups)
+
+
+@computes("graphc.nhwc", "ConvTranspose")
+def conv_transpose(state: Lowering, node: Node) -> Sequence[Any]:
+    """y = transposed convolution + bias, a gather that writes each output once."""
+    shape = transposed_convolution(state, node)
+    output = state.type(node.outputs[0]).dims
+    dtype = state.type(node.inputs[0]).dtype.name
+    weights = state.constant(node.inputs[1])
+    if weights is not None:
+        packed = state.parameter(shape.pack(weights), node.inputs[1])
+    else:
+        order = (*range(2, len(output)), 0, 1)
+        packed = state.emit(lambda w: te.compute([w.shape[a] for a in order], lambda *i: w[(i[-2], i[-1], *i[:-2])], name="pack"),
+                            state.value(node.inputs[1]), name="pack", pattern=OPAQUE)
+    bias = [state.value(node.inputs[2])] if len(node.inputs) > 2 and node.inputs[2] else []
+
+    def define(x: te.Tensor, w: te.Tensor, *bias: te.Tensor) -> te.Tensor:
+        acc = shape.sums(x, w, output[-1], dtype)
+        return te.compute(output, lambda *i: acc[i] + bias[0][i[-1]] if bias else acc[i], name="out")
+
+    return [state.emit(define, state.value(node.inputs[0]), packed, *bias, name="conv_transpose", pattern=OUT_FUSIBLE)]
+
+
+def transposed_begin(node: Node, size: Sequence[int], output: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
+    """How far before the first input position the output begins, per axis (ONNX ConvTranspose: pads, or derived from output_shape)."""
+    rank = len(size)
+    strides, dilations = node.get_ints("strides", (1,) * rank), node.get_ints("dilations", (1,) * rank)
+    extra = node.get_ints("output_padding", (0,) * rank)
+    mode = node.get_str("auto_pad", "NOTSET")
+    if "output_shape" not in node.attributes and mode in ("NOTSET", "VALID"):
+        return node.get_ints("pads", (0,) * (2 * rank))[:rank] if mode == "NOTSET" else (0,) * rank
+    full = [s * (n - 1) + e + (k - 1) * d + 1 for s, n, e, k, d in zip(strides, size, extra, kernel, dilations, strict=True)]
+    total = [f - o for f, o in zip(full, output, strict=True)]
+    return tuple(t // 2 if mode == "SAME_UPPER" else t - t // 2 for t in total)

@@ -1,0 +1,247 @@
+"""The one integer arithmetic as te definitions: what `arithmetic.py` defines in numpy, bit for bit.
+
+Zero points are folded at compile time: weights w become w - w_zero_point (int16 where that leaves 8 bits), and the
+bias takes -x_zero_point * sum(w), so that kernels add plain products; padding is x_zero_point.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tvm import te, tirx
+
+from graphc.backends import compute_conv, compute_matmul
+from graphc.backends.compute_pool import counts, pool_window, window_sum
+from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
+from graphc.errors import UnsupportedError
+from graphc.ir import Array, Node
+
+DOMAIN = "graphc.integer"
+
+
+def requantized(state: Lowering, node: Node, sums: Any, scale: Any) -> Any:
+    """clamp(rint(float32(sums) * scale), y_min - zp, y_max - zp) + zp as the result's type."""
+    zero_point = node.get_int("y_zero_point", 0)
+    low, high = node.get_int("y_min", 0) - zero_point, node.get_int("y_max", 0) - zero_point
+    scaled = tirx.nearbyint(sums.astype("float32") * scale)
+    clamped = tirx.min(tirx.max(scaled, tirx.const(low, "float32")), tirx.const(high, "float32"))
+    stored = clamped.astype("int32") + tirx.const(zero_point, "int32")
+    return stored.astype(state.type(node.outputs[0]).dtype.name)
+
+
+def centered(x: Any, zero_point: int) -> Any:
+    """int32(x) - zero_point."""
+    wide = x.astype("int32")
+    return wide - tirx.const(zero_point, "int32") if zero_point else wide
+
+
+def _centered_weights(state: Lowering, node: Node, position: int, channel_axis: int) -> Array:
+    """Constant weights minus their zero points, in the smallest signed type that holds them."""
+    weights = state.constant(node.inputs[1])
+    if weights is None:
+        raise UnsupportedError(node.label, "integer weights must be constant.", "Run the fold pass first.")
+    wide = weights.astype(np.int32)
+    if len(node.inputs) > position and node.inputs[position]:
+        offsets = state.constant(node.inputs[position])
+        assert offsets is not None
+        shape = [1] * weights.ndim
+        shape[channel_axis] = -1
+        wide = wide - (offsets.reshape(shape) if offsets.size > 1 else offsets.reshape(()))
+    fits = int(wide.min(initial=0)) >= -128 and int(wide.max(initial=0)) <= 127
+    return wide.astype(np.int8 if fits else np.int16)
+
+
+def _constant(state: Lowering, node: Node, position: int) -> Array:
+    array = state.constant(node.inputs[position])
+    if array is None:
+        raise UnsupportedError(node.label, f"operand {position} must be constant.", "Run the fold pass first.")
+    return array
+
+
+def _per_channel(array: Array, channels: int) -> Array:
+    return np.ascontiguousarray(np.broadcast_to(array.reshape(-1), (channels,)))
+
+
+@computes(DOMAIN, "Conv")
+def conv(state: Lowering, node: Node) -> Sequence[Any]:
+    """y = requantize(bias + sum (x - x_zp) * (w - w_zp))."""
+    shape = compute_conv.convolution(state, node)
+    weights = _centered_weights(state, node, 4, 0)
+    zero_point = node.get_int("x_zero_point", 0)
+    bias = _per_channel(_constant(state, node, 2), shape.filters) - zero_point * weights.reshape(shape.filters, -1).astype(np.int64).sum(axis=1)
+    operands = [state.parameter(compute_conv.pack(shape, weights), node.inputs[1]), state.parameter(bias.astype(np.int32), node.inputs[2]),
+                state.parameter(_per_channel(_constant(state, node, 3), shape.filters), node.inputs[3])]
+    dtype = state.type(node.inputs[0]).dtype.name
+    output = state.type(node.outputs[0]).dims
+
+    def define(x: te.Tensor, w: te.Tensor, bias: te.Tensor, scale: te.Tensor) -> te.Tensor:
+        acc = compute_conv.accumulate(shape, x, w, "int32", tirx.const(zero_point, dtype))
+        return te.compute(output, lambda *i: requantized(state, node, compute_conv.sum_at(shape, acc, i) + bias[i[-1]], scale[i[-1]]), name="out")
+
+    return [state.emit(define, state.value(node.inputs[0]), *operands, name="conv_int8", pattern=OUT_FUSIBLE)]
+
+
+@computes(DOMAIN, "ConvTranspose")
+def conv_transpose(state: Lowering, node: Node) -> Sequence[Any]:
+    """As Conv, with the transposed window; weights are (C, O / groups, *K)."""
+    shape = compute_conv.transposed_convolution(state, node)
+    output = state.type(node.outputs[0]).dims
+    if len(node.inputs) > 4 and node.inputs[4] and state.type(node.inputs[4]).size > 1 and shape.outer != output[-1]:
+        raise UnsupportedError(node.label, "grouped transposed convolution with one weight zero point per channel.", "Use symmetric weights.")
+    weights = _centered_weights(state, node, 4, 1)
+    operands = [state.parameter(shape.pack(weights), node.inputs[1]), state.parameter(_per_channel(_constant(state, node, 2), output[-1]), node.inputs[2]),
+                state.parameter(_per_channel(_constant(state, node, 3), output[-1]), node.inputs[3])]
+
+    def define(x: te.Tensor, w: te.Tensor, bias: te.Tensor, scale: te.Tensor) -> te.Tensor:
+        acc = shape.sums(x, w, output[-1], "int32", node.get_int("x_zero_point", 0))
+        return te.compute(output, lambda *i: requantized(state, node, acc[i] + bias[i[-1]], scale[i[-1]]), name="out")
+
+    return [state.emit(define, state.value(node.inputs[0]), *operands, name="conv_transpose_int8", pattern=OUT_FUSIBLE)]
+
+
+@computes(DOMAIN, "MatMul")
+def matmul(state: Lowering, node: Node) -> Sequence[Any]:
+    """y = requantize(bias + sum (a - a_zp) * (b - b_zp)); b is constant, or an activation with one zero point."""
+    a, b = (state.type(name).dims for name in node.inputs[:2])
+    if len(a) < 2 or len(b) < 2:
+        raise UnsupportedError(node.label, "integer products of vectors.", "Reshape the operands to matrices.")
+    output = state.type(node.outputs[0]).dims
+    product = compute_matmul.Product(tuple(np.broadcast_shapes(a[:-2], b[:-2])), a[-2], a[-1], b[-1], compute_matmul.channel_block(state.target, b[-1]))
+    a_zero_point, b_zero_point = node.get_int("a_zero_point", 0), node.get_int("b_zero_point", 0)
+    scale = state.parameter(_per_channel(_constant(state, node, 3), b[-1]), node.inputs[3])
+    operands = [state.value(node.inputs[0])]
+    if state.constant(node.inputs[1]) is not None:
+        weights = _centered_weights(state, node, 4, len(b) - 1)
+        operands.append(state.parameter(compute_matmul.pack(product, weights), node.inputs[1]))
+        b_zero_point = 0
+    else:
+        packed = lambda t: compute_matmul.packed_on_the_fly(product, t)  # noqa: E731
+        operands.append(state.emit(packed, state.value(node.inputs[1]), name="pack", pattern=OPAQUE))
+    bias = [state.parameter(_per_channel(_constant(state, node, 2), b[-1]), node.inputs[2])] if node.inputs[2] else []
+
+    def define(x: te.Tensor, w: te.Tensor, scale: te.Tensor, *bias: te.Tensor) -> te.Tensor:
+        acc = compute_matmul.accumulate(product, x, w, "int32", zero_points=(a_zero_point, b_zero_point))
+
+        def element(*i: Any) -> Any:
+            sums = compute_matmul.sum_at(product, acc, i)
+            return requantized(state, node, sums + bias[0][i[-1]] if bias else sums, scale[i[-1]])
+
+        return te.compute(output, element, name="out")
+
+    return [state.emit(define, *operands, scale, *bias, name="matmul_int8", pattern=OUT_FUSIBLE)]
+
+
+def _broadcast(tensor: te.Tensor, i: Sequence[Any]) -> Any:
+    """The element of `tensor` that numpy's broadcasting pairs with output position i."""
+    own = i[len(i) - len(tensor.shape) :]
+    return tensor[tuple(0 if int(d) == 1 else p for d, p in zip(tensor.shape, own, strict=True))]
+
+
+@computes(DOMAIN, "Add")
+def add(state: Lowering, node: Node) -> Sequence[Any]:
+    """y = clamp((((a - az) * am + (b - bz) * bm + half) >> shift) + zp)."""
+    shift, zero_point = node.get_int("shift", 0), node.get_int("y_zero_point", 0)
+    low, high = node.get_int("y_min", 0), node.get_int("y_max", 0)
+    dtype = state.type(node.outputs[0]).dtype.name
+    output = state.type(node.outputs[0]).dims
+
+    def define(a: te.Tensor, b: te.Tensor) -> te.Tensor:
+        def element(*i: Any) -> Any:
+            left = centered(_broadcast(a, i), node.get_int("a_zero_point", 0)) * tirx.const(node.get_int("a_multiplier", 0), "int32")
+            right = centered(_broadcast(b, i), node.get_int("b_zero_point", 0)) * tirx.const(node.get_int("b_multiplier", 0), "int32")
+            total = (left + right + tirx.const(1 << (shift - 1), "int32")) >> tirx.const(shift, "int32")
+            stored = total + tirx.const(zero_point, "int32")
+            return tirx.min(tirx.max(stored, tirx.const(low, "int32")), tirx.const(high, "int32")).astype(dtype)
+
+        return te.compute(output, element, name="add_int8")
+
+    return [state.emit(define, state.value(node.inputs[0]), state.value(node.inputs[1]), name="add_int8")]
+
+
+@computes(DOMAIN, "Multiply")
+def multiply(state: Lowering, node: Node) -> Sequence[Any]:
+    """y = requantize((a - az) * (b - bz))."""
+    scale = float(_constant(state, node, 2).reshape(()))
+    output = state.type(node.outputs[0]).dims
+
+    def define(a: te.Tensor, b: te.Tensor) -> te.Tensor:
+        def element(*i: Any) -> Any:
+            product = centered(_broadcast(a, i), node.get_int("a_zero_point", 0)) * centered(_broadcast(b, i), node.get_int("b_zero_point", 0))
+            return requantized(state, node, product, tirx.const(scale, "float32"))
+
+        return te.compute(output, element, name="multiply_int8")
+
+    return [state.emit(define, state.value(node.inputs[0]), state.value(node.inputs[1]), name="multiply_int8")]
+
+
+@computes(DOMAIN, "Table")
+def table(state: Lowering, node: Node) -> Sequence[Any]:
+    """y = table[x - smallest value of x's type]."""
+    offset = int(np.iinfo(state.type(node.inputs[0]).dtype).min)
+    entries = state.parameter(_constant(state, node, 1), node.inputs[1])
+
+    def define(x: te.Tensor, entries: te.Tensor) -> te.Tensor:
+        return te.compute(x.shape, lambda *i: entries[centered(x[i], offset)], name="table")
+
+    return [state.emit(define, state.value(node.inputs[0]), entries, name="table")]
+
+
+@computes(DOMAIN, "AveragePool")
+def average_pool(state: Lowering, node: Node) -> Sequence[Any]:
+    """y = requantize(sum (x - x_zp)) with the scale of each position's count."""
+    span, output = pool_window(state, node), state.type(node.outputs[0]).dims
+    scales = _constant(state, node, 1)[counts(node, span, state.type(node.inputs[0]).dims[1:-1]) - 1]
+    by_position = state.parameter(scales, node.inputs[1])
+    zero_point, dtype = node.get_int("x_zero_point", 0), state.type(node.inputs[0]).dtype.name
+    correction = int(np.prod(span.kernel)) * zero_point
+
+    def define(x: te.Tensor, scale: te.Tensor) -> te.Tensor:
+        total = window_sum(x, span, output, "int32", tirx.const(zero_point, dtype))
+        return te.compute(output, lambda *i: requantized(state, node, total[i] - tirx.const(correction, "int32"), scale[i[1:-1]]), name="out")
+
+    return [state.emit(define, state.value(node.inputs[0]), by_position, name="average_pool_int8", pattern=OUT_FUSIBLE)]
+
+
+@computes(DOMAIN, "Mean")
+def mean(state: Lowering, node: Node) -> Sequence[Any]:
+    """y = requantize(sum over axes of (x - x_zp))."""
+    dims, output = state.type(node.inputs[0]).dims, state.type(node.outputs[0]).dims
+    axes = tuple(axis % len(dims) for axis in node.get_ints("axes"))
+    scale = float(_constant(state, node, 1).reshape(()))
+    correction = int(np.prod([dims[axis] for axis in axes])) * node.get_int("x_zero_point", 0)
+
+    def define(x: te.Tensor) -> te.Tensor:
+        reduced = {axis: te.reduce_axis((0, dims[axis]), f"r{axis}") for axis in axes}
+
+        def at(i: Sequence[Any]) -> list[Any]:
+            kept = iter(i if len(i) < len(dims) else [p for axis, p in enumerate(i) if axis not in reduced])
+            return [reduced[axis] if axis in reduced else next(kept) for axis in range(len(dims))]
+
+        total = te.compute(output, lambda *i: te.sum(x[tuple(at(i))].astype("int32"), axis=list(reduced.values())), name="mean_sum",
+                           attrs={"graphc.anchor": "pool"})
+        return te.compute(output, lambda *i: requantized(state, node, total[i] - tirx.const(correction, "int32"), tirx.const(scale, "float32")), name="out")
+
+    return [state.emit(define, state.value(node.inputs[0]), name="mean_int8", pattern=OUT_FUSIBLE)]
+
+
+@computes(DOMAIN, "Softmax")
+def softmax(state: Lowering, node: Node) -> Sequence[Any]:
+    """e = table[max - x]; y = requantize(e, scale / float32(sum e))."""
+    dims = state.type(node.inputs[0]).dims
+    axis = node.get_int("axis", -1) % len(dims)
+    entries = state.parameter(_constant(state, node, 1).astype(np.int32), node.inputs[1])
+    scale = float(_constant(state, node, 2).reshape(()))
+    outer = tuple(d for a, d in enumerate(dims) if a != axis)
+
+    def define(x: te.Tensor, entries: te.Tensor) -> te.Tensor:
+        def at(i: Sequence[Any], k: Any) -> tuple[Any, ...]:
+            return (*i[:axis], k, *i[axis:])
+
+        k, r = te.reduce_axis((0, dims[axis]), "k"), te.reduce_axis((0, dims[axis]), "r")
+        top = te.compute(outer, lambda *i: te.max(x[at(i, k)], axis=k), name="softmax_max")
+        weight = te.compute(dims, lambda *i: entries[centered(top[(*i[:axis], *i[axis + 1 :])], 0) - centered(x[i], 0)], name="softmax_weight")
+        total = te.compute(outer, lambda *i: te.sum(weight[at(i, r)], axis=r), name="softmax_sum")
+        factor = te.compute(outer, lambda *i: tirx.const(scale, "float32") / total[i].astype("float32"), name="softmax_factor")
+        return te.compute(dims, lambda *i: requantized(state, node, weight[i], factor[(*i[:axis], *i[axis + 1 :])]), name="out")
+
+    return [state.emit(define, state.value(node.inputs[0]), entries, name="softmax_int8", pattern=OPAQUE)]

@@ -1,0 +1,156 @@
+"""Matrix products: y[..., m, n] = sum over k of a[..., m, k] * b[..., k, n] (+ bias), b packed in runs of n.
+
+    packed b: [K-major blocks] b[N / block, K, block] for one matrix, b[*batch, N / block, K, block] for many
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import te, tirx
+
+from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
+from graphc.backends.tiles import channel_block
+from graphc.ir import Array, Node
+
+
+@dataclass(frozen=True)
+class Product:
+    """One matrix product: `batch` of the result, rows, inner and columns; `block` columns in a run."""
+
+    batch: tuple[int, ...]
+    rows: int
+    inner: int
+    columns: int
+    block: int
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.columns // self.block)
+
+
+def pack(product: Product, b: Array) -> Array:
+    """Constant b (*batch, K, N) in runs of `block` columns; missing columns are zero."""
+    missing = product.blocks * product.block - product.columns
+    padded = np.pad(b, [(0, 0)] * (b.ndim - 1) + [(0, missing)])
+    blocked = padded.reshape(*b.shape[:-1], product.blocks, product.block)
+    return np.ascontiguousarray(np.moveaxis(blocked, -2, -3))
+
+
+def packed_on_the_fly(product: Product, b: te.Tensor, transposed: bool = False) -> te.Tensor:
+    """The same packing as a kernel, for an operand that is computed at run time."""
+    *batch, _, _ = b.shape
+    rank = len(batch)
+
+    def element(*i: Any) -> Any:
+        column = i[rank] * product.block + i[rank + 2]
+        value = b[(*i[:rank], column, i[rank + 1])] if transposed else b[(*i[:rank], i[rank + 1], column)]
+        return value if product.columns % product.block == 0 else tirx.if_then_else(column < product.columns, value, tirx.const(0, b.dtype))
+
+    return te.compute((*batch, product.blocks, product.inner, product.block), element, name="pack")
+
+
+def accumulate(product: Product, a: te.Tensor, b: te.Tensor, dtype: str, transposed_a: bool = False, zero_points: tuple[int, int] = (0, 0)) -> te.Tensor:
+    """The sums (*batch, M, blocks, block) in `dtype`; a (*, M, K) and packed b broadcast over the batch as numpy does.
+
+    `zero_points` are subtracted from a's and b's elements (integers only).
+    """
+    k = te.reduce_axis((0, product.inner), "k")
+    rank = len(product.batch)
+
+    def batch_of(tensor: te.Tensor, kept: int, i: Sequence[Any]) -> list[Any]:
+        own = len(tensor.shape) - kept
+        return [0 if int(tensor.shape[axis]) == 1 else i[rank - own + axis] for axis in range(own)]
+
+    def term(*i: Any) -> Any:
+        row = (k, i[rank]) if transposed_a else (i[rank], k)
+        left = a[(*batch_of(a, 2, i), *row)].astype(dtype)
+        right = b[(*batch_of(b, 3, i), i[rank + 1], k, i[rank + 2])].astype(dtype)
+        left = left - tirx.const(zero_points[0], dtype) if zero_points[0] else left
+        right = right - tirx.const(zero_points[1], dtype) if zero_points[1] else right
+        return te.sum(left * right, axis=k)
+
+    return te.compute((*product.batch, product.rows, product.blocks, product.block), term, name="matmul", attrs={"graphc.anchor": "matmul"})
+
+
+def sum_at(product: Product, acc: te.Tensor, i: Sequence[Any]) -> Any:
+    """The accumulator of output position i = (*batch, m, n)."""
+    return acc[(*i[:-1], i[-1] // product.block, i[-1] % product.block)]
+
+
+def right_operand(state: Lowering, product: Product, name: str, transposed: bool = False) -> Any:
+    """b packed: at compile time where it is constant, by a kernel elsewhere."""
+    array = state.constant(name)
+    if array is not None:
+        return state.parameter(pack(product, np.swapaxes(array, -1, -2) if transposed else array), name)
+    return state.emit(lambda b: packed_on_the_fly(product, b, transposed), state.value(name), name="pack", pattern=OPAQUE)
+
+
+@computes("", "MatMul")
+def matmul(state: Lowering, node: Node) -> Sequence[Any]:
+    """numpy.matmul on floats: vectors on either side are promoted, batches broadcast."""
+    a, b = (state.type(name).dims for name in node.inputs)
+    dtype = state.type(node.outputs[0]).dtype.name
+    rows_given, columns_given = len(a) > 1, len(b) > 1
+    batch = np.broadcast_shapes(a[:-2], b[:-2])
+    columns = b[-1] if columns_given else 1
+    product = Product(tuple(batch), a[-2] if rows_given else 1, a[-1], columns, channel_block(state.target, columns))
+    left = _matrix(state, node.inputs[0], (1, *a)) if not rows_given else state.value(node.inputs[0])
+    array = state.constant(node.inputs[1])
+    if array is not None:
+        right = state.parameter(pack(product, array if columns_given else array[:, None]), node.inputs[1])
+    else:
+        expression = state.value(node.inputs[1]) if columns_given else _matrix(state, node.inputs[1], (*b, 1))
+        right = state.emit(lambda t: packed_on_the_fly(product, t), expression, name="pack", pattern=OPAQUE)
+    output = state.type(node.outputs[0]).dims
+
+    def define(x: te.Tensor, w: te.Tensor) -> te.Tensor:
+        acc = accumulate(product, x, w, dtype)
+
+        def element(*i: Any) -> Any:
+            rest = list(i)
+            column = rest.pop() if columns_given else 0
+            row = rest.pop() if rows_given else 0
+            return sum_at(product, acc, (*rest, row, column))
+
+        return te.compute(output, element, name="out")
+
+    return [state.emit(define, left, right, name="matmul", pattern=OUT_FUSIBLE)]
+
+
+def _matrix(state: Lowering, name: str, shape: tuple[int, int]) -> Any:
+    """A vector as a matrix (a small copy)."""
+    along = 1 if shape[0] == 1 else 0
+    return state.emit(lambda x: te.compute(shape, lambda *i: x[i[along]], name="matrix"), state.value(name), name="matrix", pattern=OPAQUE)
+
+
+@computes("", "Gemm")
+def gemm(state: Lowering, node: Node) -> Sequence[Any]:
+    """y = alpha * a' b' + beta * c; a' and b' are a and b, transposed where asked."""
+    a, b = (state.type(name).dims for name in node.inputs[:2])
+    transposed_a, transposed_b = bool(node.get_int("transA", 0)), bool(node.get_int("transB", 0))
+    rows, inner = reversed(a) if transposed_a else a
+    columns = b[0] if transposed_b else b[1]
+    product = Product((), rows, inner, columns, channel_block(state.target, columns))
+    dtype = state.type(node.outputs[0]).dtype.name
+    alpha, beta = node.get_float("alpha", 1.0), node.get_float("beta", 1.0)
+    operands = [state.value(node.inputs[0]), right_operand(state, product, node.inputs[1], transposed_b)]
+    if len(node.inputs) > 2 and node.inputs[2]:
+        operands.append(state.value(node.inputs[2]))
+
+    def define(x: te.Tensor, w: te.Tensor, *c: te.Tensor) -> te.Tensor:
+        acc = accumulate(product, x, w, dtype, transposed_a)
+
+        def element(*i: Any) -> Any:
+            value = sum_at(product, acc, i)
+            value = value if alpha == 1.0 else value * tirx.const(alpha, dtype)
+            if not c:
+                return value
+            own = i[2 - len(c[0].shape) :]
+            bias = c[0][tuple(0 if int(d) == 1 else p for d, p in zip(c[0].shape, own, strict=True))]
+            return value + (bias if beta == 1.0 else bias * tirx.const(beta, dtype))
+
+        return te.compute((rows, columns), element, name="out")
+
+    return [state.emit(define, *operands, name="gemm", pattern=OUT_FUSIBLE)]

@@ -1,0 +1,94 @@
+"""Pooling, channels last."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tvm import te, tirx
+
+from graphc.backends.compute_conv import padded
+from graphc.backends.relax_module import OUT_FUSIBLE, Lowering, computes
+from graphc.backends.window import Window, window
+from graphc.ir import Array, Node
+
+
+def pool_window(state: Lowering, node: Node) -> Window:
+    """The window of a channels-last pooling node."""
+    _, *size, _ = state.type(node.inputs[0]).dims
+    _, *output, _ = state.type(node.outputs[0]).dims
+    return window(node, size, output, node.get_ints("kernel_shape"))
+
+
+def counts(node: Node, span: Window, size: Sequence[int]) -> Array:
+    """Elements averaged at each output position (*output): inside the input, or its explicit padding where that counts."""
+    rank = len(size)
+    include = bool(node.get_int("count_include_pad", 0))
+    explicit = node.get_ints("pads", (0,) * (2 * rank)) if node.get_str("auto_pad", "NOTSET") == "NOTSET" else (*span.begin, *(max(e, 0) for e in span.end))
+    total: Array = np.ones((), np.int64)
+    for axis in range(rank):
+        at = np.arange(span.output[axis])[:, None] * span.strides[axis] + np.arange(span.kernel[axis]) * span.dilations[axis] - span.begin[axis]
+        low = -span.begin[axis] if include else 0
+        high = size[axis] + (explicit[rank + axis] if include else 0)
+        total = np.multiply.outer(total, ((at >= low) & (at < high)).sum(axis=1))
+    return total
+
+
+def window_sum(x: te.Tensor, span: Window, output: Sequence[int], dtype: str, pad_value: Any) -> te.Tensor:
+    """Sums over each window (N, *output, C), in `dtype`; padding contributes `pad_value`."""
+    source = padded(x, span, pad_value)
+    taps = [te.reduce_axis((0, k), f"k{axis}") for axis, k in enumerate(span.kernel)]
+    return te.compute(tuple(output), lambda *i: te.sum(source[(i[0], *_at(span, taps, i), i[-1])].astype(dtype), axis=taps), name="pool_sum",
+                      attrs={"graphc.anchor": "pool"})
+
+
+def _at(span: Window, taps: Sequence[Any], i: Sequence[Any]) -> list[Any]:
+    return [p * s + t * d for p, s, t, d in zip(i[1:-1], span.strides, taps, span.dilations, strict=True)]
+
+
+@computes("graphc.nhwc", "MaxPool")
+def max_pool(state: Lowering, node: Node) -> Sequence[Any]:
+    """The largest element of each window, floats or integers."""
+    span, output = pool_window(state, node), state.type(node.outputs[0]).dims
+    dtype = state.type(node.inputs[0]).dtype.name
+
+    def define(x: te.Tensor) -> te.Tensor:
+        source = padded(x, span, tirx.min_value(dtype))
+        taps = [te.reduce_axis((0, k), f"k{axis}") for axis, k in enumerate(span.kernel)]
+        return te.compute(output, lambda *i: te.max(source[(i[0], *_at(span, taps, i), i[-1])], axis=taps), name="pool_max",
+                          attrs={"graphc.anchor": "pool"})
+
+    return [state.emit(define, state.value(node.inputs[0]), name="max_pool", pattern=OUT_FUSIBLE)]
+
+
+@computes("graphc.nhwc", "AveragePool")
+def average_pool(state: Lowering, node: Node) -> Sequence[Any]:
+    """Window sums times one over the number of elements at each position."""
+    span, output = pool_window(state, node), state.type(node.outputs[0]).dims
+    dtype = state.type(node.inputs[0]).dtype
+    reciprocal = (1.0 / counts(node, span, state.type(node.inputs[0]).dims[1:-1])).astype(dtype)
+    uniform = bool((reciprocal == reciprocal.flat[0]).all())
+    factors = [] if uniform else [state.parameter(reciprocal, "reciprocal_counts")]
+
+    def define(x: te.Tensor, *factor: te.Tensor) -> te.Tensor:
+        total = window_sum(x, span, output, dtype.name, tirx.const(0, dtype.name))
+        one = tirx.const(float(reciprocal.flat[0]), dtype.name)
+        return te.compute(output, lambda *i: total[i] * (factor[0][i[1:-1]] if factor else one), name="out")
+
+    return [state.emit(define, state.value(node.inputs[0]), *factors, name="average_pool", pattern=OUT_FUSIBLE)]
+
+
+@computes("graphc.nhwc", "GlobalAveragePool", "GlobalMaxPool")
+def global_pool(state: Lowering, node: Node) -> Sequence[Any]:
+    """Mean or maximum over all spatial positions, kept as size 1."""
+    n, *size, c = state.type(node.inputs[0]).dims
+    output = state.type(node.outputs[0]).dims
+    dtype = state.type(node.inputs[0]).dtype.name
+
+    def define(x: te.Tensor) -> te.Tensor:
+        axes = [te.reduce_axis((0, extent), f"p{axis}") for axis, extent in enumerate(size)]
+        if node.op == "GlobalMaxPool":
+            return te.compute(output, lambda *i: te.max(x[(i[0], *axes, i[-1])], axis=axes), name="pool_max", attrs={"graphc.anchor": "pool"})
+        total = te.compute(output, lambda *i: te.sum(x[(i[0], *axes, i[-1])], axis=axes), name="pool_sum", attrs={"graphc.anchor": "pool"})
+        return te.compute(output, lambda *i: total[i] * tirx.const(1.0 / float(np.prod(size)), dtype), name="out")
+
+    return [state.emit(define, state.value(node.inputs[0]), name="global_pool", pattern=OUT_FUSIBLE)]

@@ -1,0 +1,260 @@
+"""From a graph to a program: layouts, one Relax module, TVM's fusion, graphc's schedules, stages. Runs in the compile server.
+
+    Graph -> channels last -> Relax -> fused PrimFuncs -> scheduled -> stages -> Program
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import relax, tirx
+
+from graphc.backends.layout import channels_last
+from graphc.backends.objects import task_count, tir_json
+from graphc.backends.program import Buffer, Call, Kernel, Program, Role
+from graphc.backends.relax_module import ALIAS, MARK, relax_module
+from graphc.backends.schedule import scheduled
+from graphc.backends.stages import Stage, stages
+from graphc.backends.targets import Target
+from graphc.errors import InputError, UnsupportedError
+from graphc.ir import Array, Graph
+
+Note = Callable[[str], None]
+
+NODE = "_of_node_"
+"""Stands between the name of a kernel and the index of the graph node it was made for."""
+
+
+def lower(graph: Graph, target: Target, note: Note = lambda _: None) -> Program:
+    """Lower a graph whose shapes are all static. `note` hears what is being worked on.
+
+    Raises UnsupportedError naming the node that no kernel exists for, InputError where a shape is open.
+    """
+    _require_static(graph)
+    laid_out = channels_last(graph)
+    module, constants = relax_module(laid_out, target, note)
+    module, marks = fused(module)
+    return _Assembly(laid_out, target, constants, marks, note).program(module)
+
+
+def _require_static(graph: Graph) -> None:
+    for name, kind in graph.types.items():
+        if not kind.is_static:
+            producer = graph.producers.get(name)
+            raise InputError(producer.label if producer else f"input '{name}'", f"'{name}' has the open shape {kind}.",
+                             "Fix every dimension under `model: inputs:` and run the fold pass.")
+        if kind.dtype.kind in "OSU":
+            raise UnsupportedError(f"value '{name}'", "strings cannot be compiled.", "Keep text processing outside the model.")
+
+
+def fused(module: Any) -> tuple[Any, dict[str, tuple[int, ...]]]:
+    """TVM's operator fusion, and which graph nodes each function that is left computes."""
+    passes = relax.transform
+    legal = tvm.ir.transform.Sequential([passes.LegalizeOps(), passes.AnnotateTIROpPattern()])(module)
+    grouped = passes.FuseOps()(_one_function_per_call(legal))
+    marks = {variable.name_hint: _marks(variable.name_hint, function) for variable, function in grouped.functions.items()}
+    rest = [passes.FuseTIR(), passes.CanonicalizeBindings(), passes.DeadCodeElimination()]
+    return tvm.ir.transform.Sequential(rest)(grouped), marks
+
+
+def _one_function_per_call(module: Any) -> Any:
+    """Give each call_tir of `main` a PrimFunc of its own, named after the graph node it came from.
+
+    Fusion renames variables but keeps functions' names, so this is how a fused kernel knows its nodes.
+    """
+    main = module["main"]
+    functions = {variable: function for variable, function in module.functions.items() if variable.name_hint == "main"}
+    blocks = []
+    for block in main.body.blocks:
+        indices = _node_of_each(block.bindings)
+        bindings = []
+        for number, (binding, index) in enumerate(zip(block.bindings, indices, strict=True)):
+            value = binding.value
+            if isinstance(value, relax.Call) and getattr(value.op, "name", "") == "relax.call_tir":
+                callee = value.args[0]
+                own = tvm.ir.GlobalVar(f"{callee.name_hint}{NODE}{index}_{number}")
+                relax.expr._update_type(own, callee.ty)
+                functions[own] = module[callee]
+                value = relax.Call(value.op, [own, *value.args[1:]], value.attrs, value.ty_args)
+                relax.expr._update_type(value, binding.value.ty)
+            bindings.append(relax.VarBinding(binding.var, value))
+        blocks.append(type(block)(bindings))
+    body = relax.SeqExpr(blocks, main.body.body)
+    relax.expr._update_type(body, main.body.ty)
+    functions[next(v for v in functions if v.name_hint == "main")] = relax.Function(main.params, body, main.ret_ty, main.is_pure, main.attrs)
+    return tvm.IRModule(functions, attrs=module.attrs)
+
+
+def _node_of_each(bindings: Any) -> list[int]:
+    """Graph node index of every binding: the one its variable names, or that of the next variable that names one."""
+    indices: list[int] = []
+    current = -1
+    for binding in reversed(bindings):
+        found = re.match(rf"{MARK}(\d+)_", binding.var.name)
+        current = int(found.group(1)) if found else current
+        indices.append(current)
+    return indices[::-1]
+
+
+def _marks(name: str, function: Any) -> tuple[int, ...]:
+    """The graph nodes that a function computes, from its own name or those of what it calls."""
+    names = [name]
+    if isinstance(function, relax.Function) and name != "main":
+        values = [binding.value for block in function.body.blocks for binding in block.bindings]
+        names += [value.args[0].name_hint for value in values if isinstance(value, relax.Call) and value.args]
+    found = [int(match) for each in names for match in re.findall(rf"{NODE}(\d+)_", each)]
+    return tuple(dict.fromkeys(index for index in found if index >= 0))
+
+
+def _source(variable: Any, bound: dict[Any, Any]) -> Any:
+    """The variable behind plain renamings."""
+    while isinstance(bound.get(variable), relax.Var):
+        variable = bound[variable]
+    return variable
+
+
+@dataclass
+class _Assembly:
+    """The program under construction: one pass over the bindings of the fused module's `main`."""
+
+    graph: Graph
+    target: Target
+    data: dict[str, Array]
+    marks: dict[str, tuple[int, ...]]
+    note: Note
+    buffers: dict[str, Buffer] = field(default_factory=dict)
+    constants: dict[str, Array] = field(default_factory=dict)
+    kernels: dict[str, Kernel] = field(default_factory=dict)
+    symbols: dict[Any, str] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
+    aliases: dict[str, str] = field(default_factory=dict)
+    values: dict[Any, Any] = field(default_factory=dict)
+    staged: dict[str, list[Stage]] = field(default_factory=dict)
+
+    def program(self, module: Any) -> Program:
+        main = module["main"]
+        for variable in main.params:
+            name = variable.name
+            self.values[variable] = name
+            if name in self.data:
+                self._add_constant(name, self.data[name])
+            else:
+                self._add(name, variable.ty, "input")
+        bindings = [binding for block in main.body.blocks for binding in block.bindings]
+        results = self._results(main, bindings)
+        outputs = {variable: self.graph.outputs[i] for i, variable in enumerate(results)}
+        for binding in bindings:
+            self._bind(module, binding, outputs)
+        used = {name for call in self.calls for name in call.arguments} | set(self.aliases.values())
+        buffers = {n: b for n, b in self.buffers.items() if b.role != "constant" or n in used}
+        constants = {n: a for n, a in self.constants.items() if n in used}
+        return Program(self.graph.name, buffers, self.kernels, tuple(self.calls), self.graph.inputs, self.graph.outputs, constants, self.aliases)
+
+    def _results(self, main: Any, bindings: list[Any]) -> list[Any]:
+        """The variables that hold the graph's outputs, in order."""
+        bound = {binding.var: binding.value for binding in bindings}
+        value = main.body.body
+        while isinstance(value, relax.Var) and isinstance(bound.get(value), relax.Var | relax.Tuple):
+            value = bound[value]
+        fields = list(value.fields) if isinstance(value, relax.Tuple) else [value]
+        return [_source(item, bound) for item in fields]
+
+    def _add(self, name: str, ty: Any, role: Role) -> str:
+        self.buffers[name] = Buffer(name, str(ty.dtype), tuple(int(d) for d in ty.shape), role)
+        return name
+
+    def _add_constant(self, name: str, array: Array) -> str:
+        self.constants[name] = array
+        self.buffers[name] = Buffer(name, array.dtype.name, tuple(array.shape), "constant")
+        return name
+
+    def _bind(self, module: Any, binding: Any, outputs: dict[Any, str]) -> None:
+        variable, value = binding.var, binding.value
+        if isinstance(value, relax.Var):
+            self.values[variable] = self.values[value]
+        elif isinstance(value, relax.TupleGetItem):
+            self.values[variable] = self.values[value.tuple_value][value.index]
+        elif isinstance(value, relax.Tuple):
+            self.values[variable] = [self._operand(item) for item in value.fields]
+        elif isinstance(value, relax.Call) and getattr(value.op, "name", "") == "relax.call_tir":
+            self._call(module, variable, value, outputs)
+        else:
+            raise UnsupportedError(self._label(variable), f"lowers to '{getattr(getattr(value, 'op', None), 'name', type(value).__name__)}', which needs TVM's runtime.",
+                                   "Give its shape-deciding operands as constants, or replace the operator.")
+
+    def _operand(self, expression: Any) -> str:
+        if expression in self.values:
+            name: str = self.values[expression]
+            return name
+        if isinstance(expression, relax.TupleGetItem):
+            item: str = self.values[expression.tuple_value][expression.index]
+            return item
+        if isinstance(expression, relax.Constant):
+            return self._add_constant(f"constant.{len(self.constants)}", expression.data.numpy())
+        raise UnsupportedError("lowering", f"cannot pass {type(expression).__name__} to a kernel.")
+
+    def _label(self, variable: Any) -> str:
+        found = re.match(rf"{MARK}(\d+)_", variable.name)
+        return self.graph.nodes[int(found.group(1))].label if found else variable.name
+
+    def _call(self, module: Any, variable: Any, call: Any, outputs: dict[Any, str]) -> None:
+        callee, operands = call.args[0], call.args[1]
+        if len(call.args) > 2 and call.args[2] is not None:
+            raise UnsupportedError(self._label(variable), "its kernel has run-time shapes.", "Fix every dimension under `model: inputs:`.")
+        sources = [self._operand(item) for item in operands.fields]
+        types = call.ty_args[0]
+        fields = list(types.fields) if isinstance(types, relax.TupleType) else [types]
+        single = not isinstance(types, relax.TupleType)
+        indices = self.marks[callee.name_hint]
+        nodes = tuple(self.graph.nodes[i].name or self.graph.nodes[i].outputs[0] for i in indices if i < len(self.graph.nodes))
+        results = []
+        for position, ty in enumerate(fields):
+            public = outputs.get(variable) if single else None
+            results.append(self._add(public or f"v{len(self.buffers)}.{position}", ty, "output" if public else "scratch"))
+        self.values[variable] = results[0] if single else results
+        if callee.name_hint.startswith(ALIAS):
+            self.aliases[results[0]] = sources[0]
+            return
+        if callee.name_hint not in self.staged:
+            self.note(", ".join(nodes) or callee.name_hint)
+            self.staged[callee.name_hint] = stages(scheduled(module[callee], self.target))
+        self._stages(callee.name_hint, module[callee], [*sources, *results], nodes)
+
+    def _stages(self, name: str, function: Any, arguments: list[str], nodes: tuple[str, ...]) -> None:
+        """Calls of a fused function's stages, with a buffer of the plan for each one that crosses them."""
+        staged = self.staged[name]
+        bound = dict(zip(staged_parameters(staged, function), arguments, strict=True))
+        for stage in staged:
+            for buffer in stage.buffers:
+                if buffer not in bound:
+                    bound[buffer] = self._add(f"w{len(self.buffers)}", buffer.ty, "scratch")
+            kernel = self._kernel(name, stage)
+            in_place = {bound[target]: bound[source] for target, source in stage.in_place.items()}
+            self.calls.append(Call(kernel, tuple(bound[b] for b in stage.buffers), task_count(stage.function), nodes,
+                                   tuple(bound[b] for b in stage.written), in_place))
+
+    def _kernel(self, name: str, stage: Stage) -> str:
+        """The symbol of a stage's kernel; structurally equal stages share one."""
+        key = tvm_ffi.structural_hash(stage.function, map_free_vars=True)
+        if key not in self.symbols:
+            text = tir_json(stage.function)
+            readable = re.sub(rf"{NODE}\d+_\d+|\W", "", name.removeprefix("fused_"))[:40].strip("_")
+            symbol = f"{readable}_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+            self.symbols[key] = symbol
+            written = [any(b.same_as(w) for w in stage.written) for b in stage.buffers]
+            self.kernels[symbol] = Kernel(symbol, text, tuple(str(b.dtype) for b in stage.buffers), tuple(not w for w in written))
+        return self.symbols[key]
+
+
+def staged_parameters(staged: list[Stage], function: Any) -> list[Any]:
+    """The buffers that stand for a function's parameters in its stages (scheduling keeps them)."""
+    return list(staged[0].parameters) if staged else list(function.params)
+
+
+def lower_job(graph: Graph, target: Target, note: Note) -> Program:
+    """What the compile server runs."""
+    return lower(graph, target, note)
