@@ -1,0 +1,118 @@
+"""QDQ regions become integer nodes: every QuantizeLinear asks for the integers of the float value it reads.
+
+    x:int8 -> DequantizeLinear -> Conv -> Relu -> QuantizeLinear -> y:int8     becomes     x -> graphc.integer.Conv -> y
+
+The domain `graphc.integer` exists inside the backends only. Its nodes, with the arithmetic of `arithmetic.py`:
+
+    Conv, ConvTranspose (x, w: int8, bias: int32[O], scale: float32[O], w_zero_point: int32[O] if any is not 0)
+        kernel_shape, strides, pads, dilations, group, x_zero_point; ConvTranspose: output_padding
+    MatMul, constant b (a, b: int8[K, N], bias: int32[N], scale: float32[N], b_zero_point: int32[N] if any is not 0)
+        a_zero_point
+    MatMul, computed b (a, b, bias: int32[N] or absent, scale: float32[1]) a_zero_point, b_zero_point
+    Add (a, b) a_zero_point, b_zero_point, a_multiplier, b_multiplier, shift; an operand may be an int32 constant
+    Multiply (a, b, scale: float32[1]) a_zero_point, b_zero_point
+    AveragePool (x, scale: float32[K]) kernel_shape, strides, pads, dilations, count_include_pad, x_zero_point
+    Mean (x, scale: float32[1]) axes, keepdims, x_zero_point
+    Softmax (x, table: uint32[256], scale: float32[1]) axis
+    Table (x, table[256])
+
+All but Table state y_zero_point, y_min and y_max (a Relu or Clip that follows is in them). Zero points and ends are
+integers of the stored type. Data movement and MaxPool are ONNX nodes on integers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from graphc.backends import integer_linear as linear
+from graphc.backends import integer_moves as moves
+from graphc.backends import integer_pointwise as pointwise
+from graphc.backends import integer_rules as rules
+from graphc.backends.integer_constants import grid_of, read_dequantize
+from graphc.backends.integer_region import DOMAIN, Quantize, Read, Refusal, Region
+from graphc.ir.edit import Edit
+from graphc.ir.graph import Graph, Node
+
+__all__ = ["DOMAIN", "Integerized", "Skip", "explain", "integerize"]
+
+READERS: Mapping[str, Read] = {"DequantizeLinear": read_dequantize, **dict.fromkeys(moves.MOVES, moves.read)}
+
+RULES: Mapping[str, Sequence[Quantize]] = {
+    **dict.fromkeys(pointwise.POINTWISE, (pointwise.tabulate,)),
+    **dict.fromkeys(moves.MOVES, (moves.quantize,)),
+    **dict.fromkeys(("Relu", "Clip", "Min", "Max"), (pointwise.tabulate, pointwise.clamp)),
+    "Add": (pointwise.tabulate, linear.biased, rules.add),
+    "Sub": (pointwise.tabulate, linear.biased, rules.add),
+    "Mul": (pointwise.tabulate, pointwise.rescale, rules.multiply),
+    "Div": (pointwise.tabulate, pointwise.rescale),
+    "Conv": (linear.conv,),
+    "ConvTranspose": (linear.conv_transpose,),
+    "MatMul": (linear.matmul,),
+    "Gemm": (linear.gemm,),
+    "AveragePool": (rules.average_pool,),
+    **dict.fromkeys(("GlobalAveragePool", "ReduceMean", "ReduceSum"), (rules.mean,)),
+    "Softmax": (rules.softmax,),
+}
+"""Operator -> rules in the order in which they are tried; the last one's reason is reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A QuantizeLinear or DequantizeLinear that stays, and why."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Integerized:
+    """The rewritten graph and what stayed in floating point at its borders."""
+
+    graph: Graph
+    skipped: tuple[Skip, ...]
+
+
+def integerize(graph: Graph) -> Graph:
+    """`graph` with its quantized regions as integer nodes; the same object where there are none."""
+    return explain(graph).graph
+
+
+def explain(graph: Graph) -> Integerized:
+    """As `integerize`, with every QuantizeLinear and DequantizeLinear that stays."""
+    region = Region(graph, READERS, RULES)
+    refused: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.op != "QuantizeLinear" or node.domain:
+            continue
+        try:
+            region.edit.redirect(node.outputs[0], region.quantize(node.inputs[0], grid_of(graph, node)))
+        except Refusal as reason:
+            refused[node.outputs[0]] = str(reason)
+        else:
+            region.edit.remove(node)
+    rewritten = _without_dead_nodes(region.edit.apply())
+    return Integerized(rewritten, tuple(_skips(rewritten, refused)))
+
+
+def _skips(graph: Graph, refused: Mapping[str, str]) -> list[Skip]:
+    skips = []
+    for node in graph.nodes:
+        if node.op == "QuantizeLinear" and not node.domain:
+            skips.append(Skip(node.label, refused.get(node.outputs[0], "its result is an output of the graph")))
+        elif node.op == "DequantizeLinear" and not node.domain:
+            readers = ", ".join(user.label for user in graph.users.get(node.outputs[0], ()))
+            skips.append(Skip(node.label, f"read in floating point by {readers or 'an output of the graph'}"))
+    return skips
+
+
+def _without_dead_nodes(graph: Graph) -> Graph:
+    """Drop nodes that lead to no output: floats that nothing reads any more, and attempts that were given up."""
+    wanted = set(graph.outputs)
+    dead: list[Node] = []
+    for node in reversed(graph.nodes):
+        if wanted.isdisjoint(node.results):
+            dead.append(node)
+        else:
+            wanted.update(node.reads)
+    edit = Edit(graph)
+    edit.remove(*dead)
+    return edit.apply()
