@@ -106,7 +106,7 @@ class Preprocess(Section):
         if len({len(value) for value in given}) > 1:
             raise expected("as many values in scale, mean and std as there are channels")
         if self.std is not None and 0.0 in (self.std if isinstance(self.std, tuple) else (self.std,)):
-            raise expected("std values other than 0")
+            raise expected("values other than 0", at=("std",))
         return self
 
 
@@ -163,6 +163,13 @@ Target: TypeAlias = Annotated[
 ]
 
 
+def _each_once(targets: tuple[Target, ...]) -> tuple[Target, ...]:
+    ids = [target.id for target in targets]
+    if twice := [name for name in dict.fromkeys(ids) if ids.count(name) > 1]:
+        raise expected(f"each target once (twice: {', '.join(twice)})", "Remove one of them.")
+    return targets
+
+
 class Budget(Section):
     """Limits checked after the build. A missed one is an error that names by how much.
 
@@ -186,7 +193,7 @@ class Spec(Section):
     model: Model | None = None
     data: Data = Data()
     passes: tuple[AnyPass, ...] = ()
-    targets: tuple[Target, ...] = ()
+    targets: Annotated[tuple[Target, ...], AfterValidator(_each_once)] = ()
     budget: Budget = Budget()
 
     _folder: Path = PrivateAttr(default=Path())
@@ -197,13 +204,9 @@ class Spec(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        ids = [target.id for target in self.targets]
-        if twice := [name for name in dict.fromkeys(ids) if ids.count(name) > 1]:
-            raise expected(f"each target once (twice: {', '.join(twice)})", "Remove one of them.")
         if self.budget.accuracy_drop is not None and self.data.evaluation is None:
-            raise expected(
-                "data.evaluation beside budget.accuracy_drop", "Say which data and metric it is measured with."
-            )
+            at, remedy = ("budget", "accuracy_drop"), "Say which data and metric it is measured with."
+            raise expected("data.evaluation beside it", remedy, at)
         return self
 
     @property

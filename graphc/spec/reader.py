@@ -80,15 +80,17 @@ class _Document:
         self._count = 0
         self._root = self._compose(text)
         self.data = self._value(self._root, "", 0)
-        if isinstance(self.data, dict) and "model" not in self.data:
-            self._mistake(1, "model", "this key", "nothing", "Add `model: {path: ...}`.")
+        if isinstance(self.data, dict) and self.data.get("model") is None:
+            line, key = self._place(("model",), exact=True)
+            self._mistake(line, key, "this key", "nothing", "Add `model: {path: ...}`.")
 
     def add(self, errors: list[ErrorDetails]) -> None:
         """Take in pydantic's errors; no key is reported twice, and the branches of a union are joined."""
         reported = {mistake.key for mistake in self.mistakes}
         found: dict[str, Mistake] = {}
         for error in errors:
-            line, key = self._place(error["loc"], exact=error["type"] in ("missing", "extra_forbidden"))
+            at = (*error["loc"], *error.get("ctx", {}).get("at", ()))
+            line, key = self._place(at, exact=error["type"] in ("missing", "extra_forbidden"))
             expected, got, remedy = describe(error, Spec)
             if (before := found.get(key)) is not None and expected not in before.expected:
                 expected = f"{before.expected} or {expected}"
@@ -128,6 +130,9 @@ class _Document:
         if depth > MAX_DEPTH or self._count > MAX_VALUES:
             limit = f"at most {MAX_DEPTH} levels and {MAX_VALUES} values, aliases expanded"
             self._refuse(node, key, limit, "more", "Remove aliases (`*name`) that repeat or contain themselves.")
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in (_MAP, _SEQ):
+            self._mistake(_line(node), key, "plain YAML", f"the tag {node.tag}", "Remove the tag.")
+            return None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, key, depth)
         if isinstance(node, yaml.SequenceNode):
@@ -230,7 +235,7 @@ class _Loader(yaml.SafeLoader):
             self._depth -= 1
 
 
-_STR = "tag:yaml.org,2002:str"
+_STR, _MAP, _SEQ = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "map", "seq"))
 _INT = re.compile(r"[-+]?[0-9]{1,18}|0o[0-7]{1,20}|0x[0-9a-fA-F]{1,15}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 for _name, _regexp, _first in (

@@ -31,9 +31,12 @@ _QUANTITY = re.compile(rf"({_NUMBER})\s*([A-Za-zµ]*)")
 _RATIO = re.compile(rf"(-?{_NUMBER})\s*/\s*({_NUMBER})")
 
 
-def expected(what: str, remedy: str = "") -> PydanticCustomError:
-    """The error a validator raises: what it wanted and what to do. The reader adds file, line and what it got."""
-    return PydanticCustomError("expected", "expected {expected}", {"expected": what, "remedy": remedy})
+def expected(what: str, remedy: str = "", at: tuple[str, ...] = ()) -> PydanticCustomError:
+    """The error a validator raises: what it wanted and what to do. The reader adds file, line and what it got.
+
+    `at` is the key at fault below the one being validated, where the validator looks at several.
+    """
+    return PydanticCustomError("expected", "expected {expected}", {"expected": what, "remedy": remedy, "at": at})
 
 
 def quantity(text: str, units: Mapping[str, Fraction]) -> Fraction | None:
