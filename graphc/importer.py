@@ -1,6 +1,6 @@
 """ONNX file -> Graph. Opsets from 7 up are converted to the one that graphs speak; weights stay out of onnx calls.
 
-    read -> take the weights out -> inline foreign functions -> convert the opset -> fix dimensions -> infer types -> Graph
+    read -> take weights out -> inline foreign functions -> convert the opset -> fix dimensions -> infer types -> Graph
 
 onnx's own tools serialize the whole model at every step and fail past 2 GB. So tensors of more than a few elements
 leave the protobuf first, typed graph inputs hold their places, and they become constants of the finished Graph.
@@ -8,7 +8,6 @@ External data is memory-mapped and never copied.
 """
 
 import heapq
-from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence, Sequence
 from dataclasses import replace
 from itertools import count
@@ -28,7 +27,8 @@ from graphc.external import Folder
 from graphc.ir.check import has_nan
 from graphc.ir.functions import DOMAIN, VERSION, function_for
 from graphc.ir.graph import IR_VERSION, OPSET, Array, Attribute, Dim, Graph, Node, TensorType
-from graphc.ir.infer import MAX_SHAPE_DATA, infer, type_from_proto
+from graphc.ir.infer import MAX_SHAPE_DATA, type_from_proto
+from graphc.ir.nested import retype
 from graphc.ir.protobuf import attribute_from_proto, tensor_from_proto, tensor_to_proto, type_to_proto
 
 OLDEST_OPSET = 7
@@ -77,7 +77,8 @@ def _load(model: ModelProto, folder: Folder, shapes: Mapping[str, Sequence[Dim]]
         weights.take(model.graph)
     _fix_shapes(model.graph, shapes, weights.arrays)
     _forget_types(model.graph)
-    graph = _Reader(weights).read(_infer_types(model).graph, {})
+    proto = _infer_types(model).graph
+    graph = retype(_Reader(weights).read(proto, top=True), proto, {}, {})
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     ranks = {
         name: replace(graph.types[name], shape=("?",) * rank)
@@ -521,59 +522,39 @@ class _Reader:
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
 
-    def read(self, proto: GraphProto, outer: Mapping[str, TensorType]) -> Graph:
-        """`outer` are the types of what the graph may capture."""
+    def read(self, proto: GraphProto, top: bool = False) -> Graph:
+        """The graph as it stands, with the types of its inputs and constants alone."""
         constants = {tensor.name: self._weights.read(tensor) for tensor in proto.initializer}
-        if not outer:
+        if top:
             constants.update(self._weights.arrays)
         inputs = [value for value in proto.input if value.name not in constants]
-        types = {value.name: type_from_proto(value.type, f"input '{value.name}'") for value in inputs}
-        types.update((name, TensorType(array.dtype, tuple(array.shape))) for name, array in constants.items())
-        found = {
-            value.name: value.type for value in (*proto.value_info, *proto.output) if value.type.WhichOneof("value")
-        }
+        types = {name: TensorType(array.dtype, tuple(array.shape)) for name, array in constants.items()}
+        for value in inputs:
+            if top or value.type.WhichOneof("value"):
+                types[value.name] = type_from_proto(value.type, f"input '{value.name}'")
         names = _Names()
-        nodes: list[Node] = []
-        for entry in proto.node:
-            scope = {**outer, **types} if _subgraphs(entry) else {}
-            node = Node(
-                entry.op_type,
-                tuple(entry.input),
-                tuple(entry.output),
-                self._attributes(entry, scope),
-                names.unique(entry),
-                "" if entry.domain in ONNX else entry.domain,
-            )
-            if all(name in found for name in node.results):
-                types.update(
-                    (name, type_from_proto(found[name], f"{node.label} result '{name}'")) for name in node.results
-                )
-            else:
-                types.update(infer(node, ChainMap(types, dict(outer)), constants))
-            nodes.append(node)
+        nodes = tuple(self._node(entry, names.unique(entry)) for entry in proto.node)
         outputs = tuple(output.name for output in proto.output)
         used = {name for node in nodes for name in node.reads} | set(outputs)
         return Graph(
             proto.name or "graph",
             tuple(value.name for value in inputs),
             outputs,
-            tuple(nodes),
+            nodes,
             {name: kind for name, kind in types.items() if name in used or name not in constants},
             {name: array for name, array in constants.items() if name in used},
         )
 
-    def _attributes(self, node: NodeProto, scope: Mapping[str, TensorType]) -> dict[str, Attribute]:
-        where = _describe(node)
+    def _node(self, proto: NodeProto, name: str) -> Node:
+        where = _describe(proto)
         attributes: dict[str, Attribute] = {}
-        for proto in node.attribute:
-            if proto.name in attributes or proto.ref_attr_name:
-                raise InputError(
-                    where,
-                    f"its attribute '{proto.name}' is given twice or refers to a function's.",
-                    "Export the model again.",
-                )
-            attributes[proto.name] = attribute_from_proto(proto, lambda graph: self.read(graph, scope), where)
-        return attributes
+        for attribute in proto.attribute:
+            if attribute.name in attributes or attribute.ref_attr_name:
+                problem = f"its attribute '{attribute.name}' is given twice or refers to a function's."
+                raise InputError(where, problem, "Export the model again.")
+            attributes[attribute.name] = attribute_from_proto(attribute, self.read, where)
+        domain = "" if proto.domain in ONNX else proto.domain
+        return Node(proto.op_type, tuple(proto.input), tuple(proto.output), attributes, name, domain)
 
 
 class _Names:

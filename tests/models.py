@@ -31,7 +31,7 @@ def pixels(rng: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[np.g
 
 @dataclass(frozen=True)
 class Model:
-    """One file: the shapes of its inputs in order, how to make their values, and MACs in millions (None: approximate)."""
+    """One file: its inputs' shapes in order, how to make their values, and MACs in millions (None: approximate)."""
 
     shapes: Mapping[str, tuple[int, ...]]
     makers: Mapping[str, Maker]

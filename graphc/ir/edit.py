@@ -7,15 +7,16 @@ graph = edit.apply()          # the same object when nothing was recorded
 """
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
 
 from graphc.errors import InternalError
 from graphc.ir.graph import EMPTY, Array, Attribute, Graph, Node, TensorType
-from graphc.ir.infer import infer
+from graphc.ir.infer import STANDARD, infer
+from graphc.ir.nested import infer_nested
 
 
 class Edit:
@@ -32,11 +33,12 @@ class Edit:
         self._types: dict[str, TensorType] = {}
         self._redirects: dict[str, str] = {}
         self._inputs: tuple[str, ...] | None = None
+        self._replaced: dict[Node, Node] = {}
 
     @property
     def recorded(self) -> bool:
         """Whether anything was changed."""
-        return bool(self._removed or self._added or self._redirects or self._inputs is not None)
+        return bool(self._removed or self._added or self._redirects or self._constants or self._inputs is not None)
 
     def fresh(self, hint: str) -> str:
         """A name not used before: `hint`, or `hint_1`, `hint_2`, ..."""
@@ -110,6 +112,9 @@ class Edit:
         self._added.append(changed)
         self._types.update(zip(changed.outputs, types, strict=False))
         self._position[changed] = self._index_of(node)
+        same = (node.op, node.domain, len(node.outputs)) == (changed.op, changed.domain, len(changed.outputs))
+        if same and attributes is None and not types:
+            self._replaced[changed] = self._replaced.get(node, node)
 
     def define(self, name: str, array: Array) -> None:
         """The existing value `name` becomes a constant; the node that produced it must be removed."""
@@ -135,12 +140,22 @@ class Edit:
         nodes += [(self._position[node], node) for node in self._added if node not in self._removed]
         renamed, outputs, kept = self._outputs([node for _, node in nodes], inputs)
         nodes += [(len(self.graph.nodes), node) for node in kept]
-        nodes = [(i, _rename(node, self._redirects, renamed)) for i, node in nodes]
+        before = {**{node: node for node in self.graph.nodes}, **self._replaced}
+        placed: list[tuple[int, Node]] = []
+        for i, node in nodes:
+            final = _rename(node, self._redirects, renamed)
+            if node in before:
+                before[final] = before[node]
+            placed.append((i, final))
         constants = {**self.graph.constants, **self._constants}
-        ordered = _sorted(nodes, {*inputs, *constants}, self.graph.captures)
-        known = {renamed.get(name, name): kind for name, kind in {**self.graph.types, **self._types}.items()}
-        types = _types(ordered, inputs, constants, known, self.graph)
+        ordered = _sorted(placed, {*inputs, *constants, *self.graph.captures})
+        known = {**self.graph.types, **self._types}
+        known.update({new: known[old] for old, new in renamed.items() if old in known})
+        ordered, types = _types(ordered, inputs, constants, known, _Before(self.graph, before))
         used = {name for node in ordered for name in node.reads} | set(outputs)
+        lost = next((name for name in outputs if name not in types), None)
+        if lost is not None:
+            raise InternalError(lost, "is an output of the graph, and nothing produces it after this edit.")
         return Graph(
             self.graph.name,
             inputs,
@@ -161,7 +176,7 @@ class Edit:
     def _outputs(
         self, nodes: list[Node], inputs: tuple[str, ...]
     ) -> tuple[dict[str, str], tuple[str, ...], list[Node]]:
-        """Keep the names of redirected graph outputs: rename their new source, or copy it where it has a name to keep."""
+        """Keep the names of redirected graph outputs: rename the new source, or copy it if it has a name to keep."""
         produced = {name for node in nodes for name in node.results}
         renamed: dict[str, str] = {}
         copies: list[Node] = []
@@ -169,12 +184,9 @@ class Edit:
             source = _follow(output, self._redirects)
             if source == output:
                 continue
-            if (
-                source in produced
-                and source not in self.graph.outputs
-                and source not in renamed
-                and output not in produced
-            ):
+            if output in produced:  # its old producer stays, for its other results perhaps
+                renamed[output] = self.fresh(f"{output}_before")
+            if source in produced and source not in self.graph.outputs and source not in renamed:
                 renamed[source] = output
             else:
                 copies.append(Node("Identity", (source,), (output,), EMPTY, self.fresh(f"{output}_copy")))
@@ -225,37 +237,66 @@ def _rename_captures(graph: Graph, names: Mapping[str, str]) -> Graph:
     return replace(graph, nodes=nodes, outputs=tuple(changed.get(name, name) for name in graph.outputs))
 
 
-def _sorted(nodes: Iterable[tuple[int, Node]], given: set[str], captures: tuple[str, ...]) -> tuple[Node, ...]:
+def _sorted(nodes: Sequence[tuple[int, Node]], given: set[str]) -> tuple[Node, ...]:
     """Topological order that stays as close to the given positions as it can (Kahn, with a heap on positions)."""
-    entries = [(position, number, node) for number, (position, node) in enumerate(nodes)]
-    producers = {name: number for _, number, node in entries for name in node.results}
-    by_number = {number: (position, node) for position, number, node in entries}
-    waiting: dict[int, int] = {}
-    readers: dict[int, list[int]] = {}
-    heap: list[tuple[int, int]] = []
-    available = given | set(captures)
-    for position, number, node in entries:
-        needs = {producers[name] for name in node.reads if name in producers}
-        missing = [name for name in node.reads if name not in producers and name not in available]
-        if missing:
-            raise InternalError(node.label, f"reads '{missing[0]}', which nothing produces after this edit.")
-        waiting[number] = len(needs)
-        for source in needs:
-            readers.setdefault(source, []).append(number)
-        if not needs:
-            heapq.heappush(heap, (position, number))
+    producers: dict[str, int] = {}
+    for number, (_, node) in enumerate(nodes):
+        for name in node.results:
+            if name in producers or name in given:
+                raise InternalError(node.label, f"produces '{name}', which something else produces after this edit.")
+            producers[name] = number
+    waiting: list[int] = []
+    readers: list[list[int]] = [[] for _ in nodes]
+    for number, (_, node) in enumerate(nodes):
+        reads = node.reads
+        missing = next((name for name in reads if name not in producers and name not in given), None)
+        if missing is not None:
+            raise InternalError(node.label, f"reads '{missing}', which nothing produces after this edit.")
+        sources = {producers[name] for name in reads if name in producers}
+        waiting.append(len(sources))
+        for source in sources:
+            readers[source].append(number)
+    heap = [(position, number) for number, (position, _) in enumerate(nodes) if not waiting[number]]
+    heapq.heapify(heap)
     order: list[Node] = []
     while heap:
         _, number = heapq.heappop(heap)
-        order.append(by_number[number][1])
-        for reader in readers.get(number, ()):
+        order.append(nodes[number][1])
+        for reader in readers[number]:
             waiting[reader] -= 1
             if not waiting[reader]:
-                heapq.heappush(heap, (by_number[reader][0], reader))
-    if len(order) < len(entries):
-        stuck = next(node for _, number, node in entries if waiting[number])
+                heapq.heappush(heap, (nodes[reader][0], reader))
+    if len(order) < len(nodes):
+        stuck = next(node for number, (_, node) in enumerate(nodes) if waiting[number])
         raise InternalError(stuck.label, "lies on a cycle after this edit.")
     return tuple(order)
+
+
+@dataclass(frozen=True)
+class _Before:
+    """The graph before the edit, and which of its nodes each node of the edited graph was there."""
+
+    graph: Graph
+    nodes: Mapping[Node, Node]
+
+    def same(self, node: Node, types: Mapping[str, TensorType], constants: Mapping[str, Array]) -> bool:
+        """Whether the node computes what it did: operands of the same types, and of the same data where constant.
+
+        Then its types stay: they may be finer than what this node alone tells (onnx follows shape arithmetic).
+        """
+        old = self.nodes.get(node)
+        if old is None or len(old.inputs) != len(node.inputs) or (old is not node and node.subgraphs):
+            return False
+        reads = zip(node.inputs, old.inputs, strict=True) if old is not node else ((n, n) for n in node.reads)
+        return all(
+            types.get(new) == self.graph.types.get(was) and constants.get(new) is self.graph.constants.get(was)
+            for new, was in reads
+        )
+
+    def types_of(self, node: Node) -> list[TensorType | None]:
+        """The types that its results had; none for a node that is new."""
+        old = self.nodes.get(node)
+        return [self.graph.types.get(name) for name in old.outputs] if old is not None else []
 
 
 def _types(
@@ -263,25 +304,27 @@ def _types(
     inputs: tuple[str, ...],
     constants: Mapping[str, Array],
     known: Mapping[str, TensorType],
-    before: Graph,
-) -> dict[str, TensorType]:
+    before: _Before,
+) -> tuple[tuple[Node, ...], dict[str, TensorType]]:
     """Types of every value; a node is asked again only where it is new or the type or data of an operand changed."""
-    types = {name: known[name] for name in inputs}
+    types = {name: known[name] for name in (*inputs, *before.graph.captures)}
     types.update({name: TensorType(array.dtype, tuple(array.shape)) for name, array in constants.items()})
-    types.update({name: kind for name, kind in known.items() if name in before.captures})
-    unchanged = set(before.nodes)
+    typed: list[Node] = []
     for node in nodes:
-        same = node in unchanged and all(
-            types.get(n) == before.types.get(n) and constants.get(n) is before.constants.get(n) for n in node.reads
-        )
+        final = node
         stated = {name: known[name] for name in node.results if name in known}
-        if (same or node.subgraphs or node.domain not in ("", "ai.onnx.ml", "graphc")) and len(stated) == len(
-            node.results
-        ):
+        if before.same(node, types, constants):
+            old = before.types_of(node)
+            types.update({name: kind for name, kind in zip(node.outputs, old, strict=True) if name and kind})
+        elif node.domain not in STANDARD and len(stated) == len(node.results):
             types.update(stated)
+        elif node.subgraphs:
+            final, found = infer_nested(node, types, constants)
+            types.update(found)
         else:
             types.update(infer(node, types, constants))
-    return types
+        typed.append(final)
+    return tuple(typed), types
 
 
 def with_constants(graph: Graph, arrays: Mapping[str, Array]) -> Graph:

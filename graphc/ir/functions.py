@@ -12,7 +12,7 @@ from graphc.errors import InputError
 DOMAIN = "graphc"
 VERSION = 1
 
-# Bit streams are LSB first: element i of `bits` bits starts at bit i * bits; bit b of the stream is bit b % 8 of byte b // 8.
+# Bit streams are LSB first: element i of `bits` bits starts at bit i * bits; bit b is bit b % 8 of byte b // 8.
 _BODIES = {
     # codebook[K], packed: uint8 -> codebook[codes].reshape(shape); codes have `bits` bits, 1 to 8.
     "Lookup": """

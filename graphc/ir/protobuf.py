@@ -33,14 +33,16 @@ def attribute_from_proto(
 ) -> Attribute:
     """Read one attribute; `graph_from_proto` reads a subgraph. Raises InputError for kinds that graphs cannot hold."""
     match proto.type:
-        case AttributeProto.INT | AttributeProto.FLOAT:
-            number: int | float = helper.get_attribute_value(proto)
-            return number
+        case AttributeProto.INT:
+            return int(proto.i)
+        case AttributeProto.FLOAT:
+            return float(proto.f)
         case AttributeProto.STRING:
-            return proto.s.decode("utf-8", "surrogateescape")
-        case AttributeProto.INTS | AttributeProto.FLOATS:
-            numbers: tuple[int, ...] | tuple[float, ...] = tuple(helper.get_attribute_value(proto))
-            return numbers
+            return str(proto.s.decode("utf-8", "surrogateescape"))
+        case AttributeProto.INTS:
+            return tuple(int(i) for i in proto.ints)
+        case AttributeProto.FLOATS:
+            return tuple(float(f) for f in proto.floats)
         case AttributeProto.STRINGS:
             return tuple(s.decode("utf-8", "surrogateescape") for s in proto.strings)
         case AttributeProto.TENSOR:
@@ -82,7 +84,8 @@ def graph_to_proto(graph: Graph, constants: Mapping[str, TensorProto] | None = N
     """The whole graph; `constants` replaces its own tensors (with references to external data, say)."""
     tensors = constants if constants is not None else {n: tensor_to_proto(n, a) for n, a in graph.constants.items()}
     proto = GraphProto(name=graph.name or "graph")
-    proto.input.extend(onnx.ValueInfoProto(name=n, type=type_to_proto(graph.types[n])) for n in graph.inputs)
+    inputs = {name: type_to_proto(graph.types[name]) if name in graph.types else None for name in graph.inputs}
+    proto.input.extend(onnx.ValueInfoProto(name=name, type=kind) for name, kind in inputs.items())
     proto.output.extend(_value_info(graph, name) for name in graph.outputs)
     proto.initializer.extend(tensors.values())
     proto.node.extend(node_to_proto(node) for node in graph.nodes)
@@ -90,6 +93,6 @@ def graph_to_proto(graph: Graph, constants: Mapping[str, TensorProto] | None = N
 
 
 def _value_info(graph: Graph, name: str) -> onnx.ValueInfoProto:
-    """A graph output; without a type where it is captured or its rank unknown (a type without a shape is invalid)."""
+    """A graph output; without a type where it is captured or of unknown rank (a type without a shape is invalid)."""
     kind = graph.types.get(name)
     return onnx.ValueInfoProto(name=name, type=None if kind is None or kind.shape is None else type_to_proto(kind))
