@@ -15,8 +15,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -84,15 +84,23 @@ class Server:
         and the last `note` it wrote.
         """
         results: dict[int, Any] = {}
-        try:
-            for index, outcome in self._outcomes(jobs, progress):
+        with closing(self.outcomes(jobs, progress)) as outcomes:
+            for index, outcome in outcomes:
                 if isinstance(outcome, GraphcError) and not return_errors:
                     raise outcome
                 results[index] = outcome
-        finally:
-            if len(results) < len(jobs):
-                self.close()  # answers still to come belong to no later run
         return [results[index] for index in range(len(jobs))]
+
+    def outcomes(self, jobs: Sequence[Job], progress: Watcher | None = None) -> Generator[tuple[int, Any]]:
+        """(index, result or GraphcError) of each job as it finishes. Closing the iterator early ends the server."""
+        finished = 0
+        try:
+            for index, outcome in self._outcomes(jobs, progress or (lambda finished, total, text: None)):
+                finished += 1
+                yield index, outcome
+        finally:
+            if finished < len(jobs):
+                self.close()  # answers still to come belong to no later run
 
     def close(self) -> None:
         """End the subprocess and its children; a later `run` starts anew."""
@@ -111,9 +119,7 @@ class Server:
         if self._complaints:
             self._complaints.close()
 
-    def _outcomes(self, jobs: Sequence[Job], progress: Watcher | None) -> Iterator[tuple[int, Any]]:
-        """(index, result or GraphcError) of each job as it finishes."""
-        tell = progress or (lambda finished, total, text: None)
+    def _outcomes(self, jobs: Sequence[Job], tell: Watcher) -> Iterator[tuple[int, Any]]:
         waiting = iter(enumerate(jobs))
         finished = 0
         self._send(waiting, 2 * self.jobs)  # enough that no child waits for this process
