@@ -37,7 +37,7 @@ class Digests:
 def _digest(array: Array) -> Key:
     if array.dtype == np.dtype(object):
         return (array.dtype.name, array.shape, tuple(map(str, array.ravel())))
-    data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     return (array.dtype.name, array.shape, blake2b(data, digest_size=16).digest())
 
 

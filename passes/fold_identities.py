@@ -199,10 +199,11 @@ def drop_twice(sweep: Sweep, node: Node) -> bool:
 
 def drop_relu(sweep: Sweep, node: Node) -> bool:
     """Relu of what is never negative  ->  x"""
-    return _is_non_negative(sweep, node.inputs[0]) and sweep.forward(node, node.inputs[0])
+    return is_non_negative(sweep, node.inputs[0]) and sweep.forward(node, node.inputs[0])
 
 
-def _is_non_negative(sweep: Sweep, name: str) -> bool:
+def is_non_negative(sweep: Sweep, name: str) -> bool:
+    """Whether `name` surely holds no negative number."""
     inner = sweep.producer(name)
     if inner is None:
         return False
