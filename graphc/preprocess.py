@@ -44,10 +44,14 @@ def prepend(graph: Graph, preprocess: Preprocess) -> Graph:
     """The graph with preprocessing in front: the input keeps its name and takes raw data.
 
     y = model(x)  ->  y = model(Div(Sub(Mul(Transpose(Cast(x)), scale), mean), std))
+
+    Raises InputError where the options do not fit the model.
     """
     name = target(preprocess, {name: graph.types[name] for name in graph.inputs})
     model = graph.types[name]
     raw = raw_type(preprocess, model)
+    if name in graph.outputs:
+        raise InputError(KEY, f"the input '{name}' is an output of the model as well.", "Say `fold: false`.")
     edit = Edit(graph)
     source = edit.fresh(f"{name}_raw")
     edit.set_inputs({source if n == name else n: raw if n == name else graph.types[n] for n in graph.inputs})

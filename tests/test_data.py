@@ -1,4 +1,4 @@
-"""Datasets: streamed batches, choice of samples, fingerprints, and one clear error for every way a file can be wrong."""
+"""Datasets: streamed batches, choice of samples, fingerprints, one clear error for every way a file can be wrong."""
 
 import resource
 import zipfile
@@ -142,7 +142,7 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
         members(path)
     for content in (b"", b"PK\x03\x04 and so on", b"\x93NUMPY"):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="expected an .npz file, got") as caught:
+        with pytest.raises(InputError, match=r"expected an \.npz file, got") as caught:
             members(path)
         assert caught.value.exit_code == 2
     with zipfile.ZipFile(path, "w") as archive:
@@ -151,7 +151,7 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
         members(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", "no array")
-    with pytest.raises(InputError, match="expected an .npz file, got"):
+    with pytest.raises(InputError, match=r"expected an \.npz file, got"):
         members(path)
 
 
@@ -166,7 +166,7 @@ def test_every_truncation_is_an_input_error(tmp_path: Path) -> None:
 
 
 def test_damage_inside_is_an_input_error_or_is_seen_as_data(tmp_path: Path) -> None:
-    """A flipped byte of compressed data is either detected or gives finite numbers of the right shape; never a traceback."""
+    """A flipped byte is either detected or gives finite numbers of the right shape; never a traceback."""
     np.savez_compressed(tmp_path / "whole.npz", x=IMAGES)
     content = bytearray((tmp_path / "whole.npz").read_bytes())
     path, refused = tmp_path / "flipped.npz", 0
