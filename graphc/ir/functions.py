@@ -19,8 +19,7 @@ _BODIES = {
 <opset_import: ["" : 26], domain: "graphc">
 Lookup <bits, shape> (codebook, packed) => (values)
 {
-  one = Constant <value = int64 {1}> ()
-  eight = Constant <value = int64 {8}> ()
+  one = Constant <value = int64[1] {1}> ()
   byte_bits = Constant <value = int64[8] {1, 2, 4, 8, 16, 32, 64, 128}> ()
   wide = Cast <to = 7> (packed)
   column = Unsqueeze (wide, one)
@@ -51,7 +50,7 @@ Lookup <bits, shape> (codebook, packed) => (values)
 <opset_import: ["" : 26], domain: "graphc">
 SparseToDense <shape> (mask, values) => (dense)
 {
-  one = Constant <value = int64 {1}> ()
+  one = Constant <value = int64[1] {1}> ()
   byte_bits = Constant <value = int64[8] {1, 2, 4, 8, 16, 32, 64, 128}> ()
   wide = Cast <to = 7> (mask)
   column = Unsqueeze (wide, one)

@@ -45,7 +45,7 @@ def infer_nested(node: Node, types: Types, constants: Arrays) -> tuple[Node, dic
 
 
 def _infer_loop(node: Node, types: Types, constants: Arrays) -> tuple[Node, dict[str, TensorType]]:
-    """Loop(trips?, go?, state...) -> (state..., scans...); its body maps (i, go, state...) to (go, state..., scans...)."""
+    """Loop(trips?, go?, state...) -> (state..., scans...); its body: (i, go, state...) -> (go, state..., scans...)."""
     body = node.attributes.get("body")
     count = len(node.inputs) - 2
     if not isinstance(body, Graph) or len(body.inputs) != count + 2 or len(body.outputs) != len(node.outputs) + 1:

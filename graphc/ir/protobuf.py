@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from graphc.errors import InputError
+from graphc.errors import InputError, UnsupportedError
 from graphc.ir.graph import Array, Attribute, Graph, Node, TensorType
 
 
@@ -22,39 +22,51 @@ def attribute_to_proto(name: str, value: Attribute) -> AttributeProto:
         return helper.make_attribute(name, graph_to_proto(value))
     if isinstance(value, np.ndarray):
         return helper.make_attribute(name, tensor_to_proto("", value))
+    if isinstance(value, str):
+        return helper.make_attribute(name, _bytes(value))
     if isinstance(value, tuple):
-        kind = AttributeProto.FLOATS if value and isinstance(value[0], float) else None
-        return helper.make_attribute(name, list(value), attr_type=kind or (None if value else AttributeProto.INTS))
+        items = [_bytes(item) if isinstance(item, str) else item for item in value]
+        kind = AttributeProto.FLOATS if any(isinstance(item, float) for item in items) else AttributeProto.INTS
+        return helper.make_attribute(name, items, attr_type=None if items and isinstance(items[0], bytes) else kind)
     return helper.make_attribute(name, value)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def attribute_from_proto(
     proto: AttributeProto, graph_from_proto: Callable[[GraphProto], Graph], where: str
 ) -> Attribute:
     """Read one attribute; `graph_from_proto` reads a subgraph. Raises InputError for kinds that graphs cannot hold."""
-    match proto.type:
-        case AttributeProto.INT:
-            return int(proto.i)
-        case AttributeProto.FLOAT:
-            return float(proto.f)
-        case AttributeProto.STRING:
-            return str(proto.s.decode("utf-8", "surrogateescape"))
-        case AttributeProto.INTS:
-            return tuple(int(i) for i in proto.ints)
-        case AttributeProto.FLOATS:
-            return tuple(float(f) for f in proto.floats)
-        case AttributeProto.STRINGS:
-            return tuple(s.decode("utf-8", "surrogateescape") for s in proto.strings)
-        case AttributeProto.TENSOR:
-            return tensor_from_proto(proto.t, where)
-        case AttributeProto.GRAPH:
-            return graph_from_proto(proto.g)
-    kind = AttributeProto.AttributeType.Name(proto.type)
-    raise InputError(
+    if proto.type in _PLAIN:
+        return _PLAIN[proto.type](proto)
+    if proto.type == AttributeProto.TENSOR:
+        return tensor_from_proto(proto.t, where)
+    if proto.type == AttributeProto.GRAPH:
+        return graph_from_proto(proto.g)
+    known = proto.type in AttributeProto.AttributeType.values()
+    kind = AttributeProto.AttributeType.Name(proto.type) if known else f"number {proto.type}"
+    raise UnsupportedError(
         where,
         f"attribute '{proto.name}' is of kind {kind}, which graphc cannot hold.",
         "Only numbers, strings, tensors and graphs are supported.",
     )
+
+
+def _text(data: bytes) -> str:
+    """Strings in ONNX are bytes by right and UTF-8 by custom; others survive the way there and back."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+_PLAIN: Mapping[int, Callable[[AttributeProto], Attribute]] = {
+    AttributeProto.INT: lambda proto: int(proto.i),
+    AttributeProto.FLOAT: lambda proto: float(proto.f),
+    AttributeProto.STRING: lambda proto: _text(proto.s),
+    AttributeProto.INTS: lambda proto: tuple(int(i) for i in proto.ints),
+    AttributeProto.FLOATS: lambda proto: tuple(float(f) for f in proto.floats),
+    AttributeProto.STRINGS: lambda proto: tuple(_text(s) for s in proto.strings),
+}
 
 
 def tensor_from_proto(proto: TensorProto, where: str) -> Array:
