@@ -1,0 +1,127 @@
+"""Quantize: float weights and activations become 8-bit integers, as plain ONNX QuantizeLinear/DequantizeLinear pairs.
+
+    Relu(Conv(x, w, b))  ->  DQ(Q(Relu(Conv(DQ(Q(x)), DQ(w8), DQ(b32)))))
+
+    Q(x) = saturate(rint(x / scale) + zero_point)        DQ(q) = (q - zero_point) * scale
+
+- Weights are integers of `weights`, symmetric, with one scale per output channel (`per_channel`) or one for all.
+- Biases are int32 in steps of input scale * weight scale, so that they add to the integer sums.
+- Activations are integers of `activations`; `calibrate` says how their ranges come from data. A pair stands on every
+  value between two units of integer work, none inside one: an operator and its Relu or Clip, a MatMul and the Add of
+  its bias, a chain of elementwise functions of one value. Data movement keeps the grid of what it moves.
+- `weights` without `activations` gives decoders for the weights alone. `io` makes the model's own inputs and outputs
+  integers; their scales are on the DequantizeLinear (QuantizeLinear) beside them.
+
+The result is a model that onnxruntime runs as it is. Mathematics: quantize_schemes.py; operators:
+quantize_operators.py; what becomes a unit: quantize_plan.py.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
+
+from graphc.errors import InputError
+from graphc.ir.graph import Graph, Node
+from graphc.passes import quantize_schemes as schemes
+from graphc.passes.protocol import Context, Observation, Pass, Range, Statistics
+from graphc.passes.quantize_plan import FLOAT32, Share, plan
+from graphc.passes.quantize_schemes import FORMATS, Parameters
+from graphc.passes.quantize_write import write
+
+Activations = Literal["int8", "uint8", "none"]
+Weights = Literal["int8", "uint8", "none"]
+
+
+class Quantize(Pass):
+    """Integer weights and activations: Conv(x, w) -> DQ(Q(Conv(DQ(Q(x)), DQ(w8))))."""
+
+    requires: ClassVar[frozenset[str]] = frozenset({"fold"})
+    overridable: ClassVar[frozenset[str]] = frozenset(
+        {"weights", "activations", "calibrate", "per_channel", "symmetric"}
+    )
+
+    kind: Literal["quantize"] = "quantize"
+    weights: Annotated[Weights, Field(description="number format of constant weights; none: float")]
+    activations: Annotated[Activations, Field(description="number format of activations; none: float")]
+    calibrate: Annotated[
+        Literal["minmax"] | None, Field(description="how ranges of activations come from data; needed for integers")
+    ] = None
+    per_channel: Annotated[bool, Field(description="one weight scale per output channel, or one for all")] = True
+    symmetric: Annotated[bool, Field(description="activations: the same room for both signs")] = False
+    io: Annotated[Literal["float", "int8", "uint8"], Field(description="type of the model's inputs, outputs")] = "float"
+
+    @model_validator(mode="after")
+    def _states_what_it_needs(self) -> Self:
+        """Integer activations need a way to find ranges; integer inputs and outputs need integer activations."""
+        errors: list[InitErrorDetails] = []
+        if self.activations != "none" and self.calibrate is None:
+            errors.append(InitErrorDetails(type="missing", loc=("calibrate",), input={}))
+        if self.activations == "none" and self.io != "float":
+            context = {"expected": "'float' (activations are none)"}
+            errors.append(InitErrorDetails(type="literal_error", loc=("io",), input=self.io, ctx=context))
+        if errors:
+            raise ValidationError.from_exception_data("Quantize", errors)
+        return self
+
+    def observes(self, graph: Graph) -> tuple[Observation, ...]:
+        """The range of every value that decides a grid."""
+        options = self.options(graph)
+        decided = plan(graph, options, self._borders(graph))
+        shares = dict.fromkeys(decided.shares.values())
+        return tuple(
+            Observation(name, Range())
+            for share in shares
+            if not share.probability
+            for name in share.roots
+            if name not in graph.constants
+        )
+
+    def apply(self, graph: Graph, context: Context) -> Graph:
+        """Quantize all that the table and the options allow; every other float node is skipped with a reason."""
+        options = self.options(graph)
+        decided = plan(graph, options, self._borders(graph))
+        for node in graph.nodes:
+            if node in decided.skipped:
+                context.skip(node, decided.skipped[node])
+        grids = {
+            name: parameters
+            for share in dict.fromkeys(decided.shares.values())
+            for parameters in [self._grid(graph, share, options, context.statistics)]
+            for name in share.members
+        }
+        return write(graph, decided, options, grids, self._borders(graph))
+
+    def _borders(self, graph: Graph) -> tuple[str, ...]:
+        """Inputs and outputs that become integers."""
+        if self.io == "float":
+            return ()
+        names = dict.fromkeys((*graph.inputs, *graph.outputs))
+        return tuple(n for n in names if graph.types[n].dtype == FLOAT32 and n not in graph.constants)
+
+    def _grid(
+        self, graph: Graph, share: Share, options: Mapping[Node, "Quantize"], statistics: Statistics
+    ) -> Parameters:
+        """The grid of values that share one."""
+        own = options[share.owner] if share.owner is not None else self
+        at_border = not set(self._borders(graph)).isdisjoint(share.members)
+        form = FORMATS[self.io if at_border else own.activations]
+        if share.probability:
+            return schemes.unit_interval(form)
+        ranges = [_range(graph, name, statistics) for name in share.roots]
+        low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+        return schemes.affine(low, high, form, own.symmetric, f"value '{share.roots[0]}'")
+
+
+def _range(graph: Graph, name: str, statistics: Statistics) -> tuple[float, float]:
+    constant = graph.constant(name)
+    if constant is not None:
+        values = constant.astype(np.float64)
+        return float(values.min(initial=0.0)), float(values.max(initial=0.0))
+    found = statistics.get(Observation(name, Range()))
+    if found is None:
+        remedy = "Give calibration data (`data: {calibration: ...}`)."
+        raise InputError(f"value '{name}'", "has no statistics, so it cannot be quantized.", remedy)
+    return float(found["low"]), float(found["high"])

@@ -1,0 +1,255 @@
+"""Writes a quantization plan into a graph: decoders for constants, Q/DQ pairs on values, operands pointed at them.
+
+Names: value `v` gets `v_quantized` and `v_dequantized`, with `v_scale` and `v_zero_point`; constants likewise.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from graphc.ir.edit import Edit
+from graphc.ir.graph import Attribute, Graph, Node
+from graphc.passes import quantize_schemes as schemes
+from graphc.passes.quantize_operators import LIMITERS, OPERATORS, Role
+from graphc.passes.quantize_plan import Plan, Unit
+from graphc.passes.quantize_schemes import FORMATS, Parameters
+
+Floats = npt.NDArray[np.float64]
+
+
+class Options(Protocol):
+    """What writing asks of a node's options."""
+
+    @property
+    def weights(self) -> str: ...
+    @property
+    def per_channel(self) -> bool: ...
+
+
+def write(
+    graph: Graph,
+    plan: Plan,
+    options: Mapping[Node, Options],
+    grids: Mapping[str, Parameters],
+    borders: Sequence[str],
+) -> Graph:
+    """`graph` as `plan` says, each value on its grid; `borders` are the inputs and outputs that become integers."""
+    if not grids and not plan.weight_only:
+        return graph
+    return _Writer(graph, plan, options, grids, frozenset(borders)).write()
+
+
+class _Writer:
+    def __init__(
+        self,
+        graph: Graph,
+        plan: Plan,
+        options: Mapping[Node, Options],
+        grids: Mapping[str, Parameters],
+        borders: frozenset[str],
+    ) -> None:
+        self._graph, self._plan, self._options, self._grids, self._borders = graph, plan, options, grids, borders
+        self._edit = Edit(graph)
+        self._unit_of = {node: unit for unit in plan.units for node in unit.nodes}
+        self._maker = {name: unit for unit in plan.units for name in unit.results}
+        self._unrounded: dict[str, str] = {}
+        self._rounded: dict[str, str] = {}
+        self._grid_names: dict[int, tuple[str, str]] = {}
+        self._decoders: dict[tuple[str, str, int | None, bytes, float], str] = {}
+        self._biases: dict[Unit, str] = {}
+
+    def write(self) -> Graph:
+        for name in self._grids:
+            self._rounded[name] = self._constant(name) if name in self._graph.constants else self._value(name)
+        kinds = {name: self._graph.types[name] for name in self._graph.inputs}
+        if not self._borders.isdisjoint(kinds):
+            integers = {n: replace(kinds[n], dtype=self._grids[n].format.dtype) for n in kinds if n in self._borders}
+            self._edit.set_inputs({**kinds, **integers})
+        weight_only = set(self._plan.weight_only)
+        for node in self._graph.nodes:
+            self._rewrite(node, node in weight_only)
+        return self._edit.apply()
+
+    def _constant(self, name: str) -> str:
+        """A constant on the grid of the values beside it; returns its decoder."""
+        integers = schemes.quantize(self._graph.constants[name].astype(np.float64), self._grids[name])
+        stored = self._edit.constant(integers, f"{name}_quantized")
+        return self._dequantize(name, stored, ())
+
+    def _value(self, name: str) -> str:
+        """A pair on an activation, as far as it is needed; returns the rounded float.
+
+        Where a unit's result is an output of the graph, the last of the pair takes over its name; at an integer border
+        that is the QuantizeLinear, and at an integer input there is no QuantizeLinear.
+        """
+        graph, border = self._graph, name in self._borders
+        if border and name in graph.inputs:
+            return self._dequantize(name, name, ()) if name in graph.users else name
+        ends = name in graph.outputs and (border or name in self._maker)
+        self._unrounded[name] = self._edit.fresh(f"{name}_float") if ends else name
+        stored = name if ends and border else self._edit.fresh(f"{name}_quantized")
+        operands = [self._unrounded[name], *self._grid_of(name)]
+        self._edit.add("QuantizeLinear", operands, name=f"{name}_quantize", outputs=[stored], near=self._place(name))
+        if border and name not in graph.users:
+            return name
+        return self._dequantize(name, stored, [name] if ends and not border else ())
+
+    def _dequantize(self, name: str, stored: str, outputs: Sequence[str]) -> str:
+        return self._edit.add(
+            "DequantizeLinear",
+            [stored, *self._grid_of(name)],
+            name=f"{name}_dequantize",
+            outputs=outputs or [self._edit.fresh(f"{name}_dequantized")],
+            near=self._place(name),
+        )
+
+    def _place(self, name: str) -> Node:
+        return self._graph.producers.get(name) or self._graph.users[name][0]
+
+    def _grid_of(self, name: str) -> tuple[str, str]:
+        """Scale and zero point of a value: two constants for all values on its grid."""
+        grid = self._grids[name]
+        if id(grid) not in self._grid_names:
+            scale, zero_point = self._edit.constant(grid.scale, f"{name}_scale"), f"{name}_zero_point"
+            self._grid_names[id(grid)] = scale, self._edit.constant(grid.zero_point, zero_point)
+        return self._grid_names[id(grid)]
+
+    def _rewrite(self, node: Node, weight_only: bool) -> None:
+        """Point a node's operands at what stands for them now; its results are floats that nothing has rounded yet."""
+        unit = self._unit_of.get(node)
+        operands = [self._operand(unit, name) for name in node.inputs]
+        attributes = dict(node.attributes)
+        if weight_only:
+            weights = _weights(self._graph, node, 1.0)
+            operands[_weight_position(node)] = self._weight_decoder(weights, self._weight_grid(node, weights))
+        elif unit is not None and unit.operator.role is Role.PRODUCT and node.op not in LIMITERS:
+            if node is unit.anchor:
+                self._biases[unit] = self._product(unit, operands)
+                attributes = _without_factors(attributes)
+            operands = [
+                self._biases[unit] if name and name == unit.bias else operand
+                for name, operand in zip(node.inputs, operands, strict=True)
+            ]
+        results = tuple(self._unrounded.get(name, name) for name in node.outputs)
+        if tuple(operands) != node.inputs or results != node.outputs:
+            types = [self._graph.types[name] for name in node.results]
+            self._edit.replace(node, inputs=operands, attributes=attributes, outputs=results, types=types)
+
+    def _operand(self, unit: Unit | None, name: str) -> str:
+        """What `name` is read as: unrounded inside a unit and between float nodes, rounded everywhere else."""
+        if name not in self._rounded:
+            return name
+        maker = self._maker.get(name)
+        if unit is not None and name in unit.data:
+            return self._rounded[name]
+        if name in self._graph.constants or (maker is not None and maker is unit):
+            return self._unrounded.get(name, name)
+        integer_input = name not in self._unrounded
+        return self._rounded[name] if maker is not None or integer_input else self._unrounded[name]
+
+    def _product(self, unit: Unit, operands: list[str]) -> str:
+        """Decode the weights of a product, in `operands`; returns the decoder of its bias, if it has one."""
+        graph, node = self._graph, unit.anchor
+        step = self._grids[unit.data[0]].scale
+        bias = self._bias(unit)
+        position = _weight_position(node)
+        if node.inputs[position] in graph.constants:
+            weights = _weights(graph, node, node.get_float("alpha", 1.0))
+            grid = self._weight_grid(node, weights)
+            if bias is not None:
+                bias = np.broadcast_to(bias, (weights.channels,))
+                grid = schemes.fit_bias(grid, weights.per_scale(bias), float(step))
+            operands[position] = self._weight_decoder(weights, grid)
+            step = weights.per_channel(step * grid.scale)
+        else:
+            step = step * self._grids[unit.data[1]].scale
+        return "" if bias is None else self._bias_decoder(unit.bias, bias, np.asarray(step, np.float32))
+
+    def _bias(self, unit: Unit) -> Floats | None:
+        """What is added to a product's sums: one number, or one for each channel."""
+        if not unit.bias:
+            return None
+        values: Floats = self._graph.constants[unit.bias].astype(np.float64).ravel()
+        return values * unit.anchor.get_float("beta", 1.0)
+
+    def _weight_grid(self, node: Node, weights: "_Weights") -> Parameters:
+        own = self._options[node]
+        axis = weights.axis if own.per_channel else None
+        return schemes.symmetric_weights(weights.values, FORMATS[own.weights], axis)
+
+    def _weight_decoder(self, weights: "_Weights", grid: Parameters) -> str:
+        """DequantizeLinear over constant weights; one for all nodes that share weights and their grid."""
+        key = (weights.name, grid.format.name, grid.axis, grid.scale.tobytes(), weights.factor)
+        if key not in self._decoders:
+            stored = self._edit.constant(schemes.quantize(weights.values, grid), f"{weights.name}_quantized")
+            operands = [stored, self._edit.constant(grid.scale, f"{weights.name}_scale")]
+            if grid.zero_point.any():
+                operands.append(self._edit.constant(grid.zero_point, f"{weights.name}_zero_point"))
+            self._decoders[key] = self._decoder(weights.name, operands, grid.axis)
+        return self._decoders[key]
+
+    def _bias_decoder(self, name: str, bias: Floats, step: npt.NDArray[np.float32]) -> str:
+        """DequantizeLinear over an int32 bias whose steps are those of the sums it is added to."""
+        stored = self._edit.constant(schemes.quantize_bias(bias, step), f"{name}_quantized")
+        return self._decoder(name, [stored, self._edit.constant(step, f"{name}_scale")], 0 if step.ndim else None)
+
+    def _decoder(self, name: str, operands: Sequence[str], axis: int | None) -> str:
+        attributes: dict[str, Attribute] = {} if axis is None else {"axis": axis}
+        outputs = [self._edit.fresh(f"{name}_dequantized")]
+        near = self._graph.users[name][0]
+        return self._edit.add(
+            "DequantizeLinear", operands, attributes, name=f"{name}_dequantize", outputs=outputs, near=near
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """Constant weights of a product, times `factor` (Gemm's alpha). `axis` is that of its results' channels.
+
+    A grouped ConvTranspose has `groups` times as many channels as that axis is long.
+    """
+
+    name: str
+    values: Floats
+    axis: int | None
+    channels: int
+    groups: int
+    factor: float
+
+    def per_scale(self, bias: Floats) -> Floats:
+        """A number per channel -> the largest magnitude among channels that share a scale."""
+        return np.asarray(np.abs(bias).reshape(self.groups, -1).max(axis=0))
+
+    def per_channel(self, scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """A number per scale -> one per channel (a single one stays single)."""
+        return np.tile(scale, self.groups) if scale.ndim else scale
+
+
+def _weights(graph: Graph, node: Node, factor: float) -> _Weights:
+    name = node.inputs[_weight_position(node)]
+    values = graph.constants[name].astype(np.float64) * factor
+    match node.op:
+        case "Conv":
+            return _Weights(name, values, 0, values.shape[0], 1, factor)
+        case "ConvTranspose":
+            groups = node.get_int("group", 1)
+            return _Weights(name, values, 1, values.shape[1] * groups, groups, factor)
+        case "Gemm":
+            axis = 0 if node.get_int("transB", 0) else 1
+            return _Weights(name, values, axis, values.shape[axis], 1, factor)
+    return _Weights(name, values, values.ndim - 1 if values.ndim == 2 else None, values.shape[-1], 1, factor)
+
+
+def _weight_position(node: Node) -> int:
+    position = OPERATORS[node.op].weight
+    if position is None:
+        raise ValueError(f"{node.label} has no weights")
+    return position
+
+
+def _without_factors(attributes: Mapping[str, Attribute]) -> dict[str, Attribute]:
+    """Gemm's alpha and beta are in its constants now."""
+    return {key: value for key, value in attributes.items() if key not in ("alpha", "beta")}
