@@ -11,14 +11,14 @@ from typing import Literal
 
 from graphc.errors import InternalError
 from graphc.ir.graph import Graph, Node
-from graphc.passes import fold_chains, fold_identities, fold_linear, fold_pads, fold_reshapes
+from graphc.passes import fold_chains, fold_identities, fold_linear, fold_pads, fold_reshapes, fold_transposes
 from graphc.passes.fold_constants import fold_constants
 from graphc.passes.fold_duplicates import Digests, remove_duplicates
 from graphc.passes.fold_shapes import fold_shapes
 from graphc.passes.fold_sweep import Refuse, Rules, Sweep, merge
 from graphc.passes.protocol import Context, Pass
 
-_CLEAN = merge(fold_identities.RULES, fold_reshapes.RULES)
+_CLEAN = merge(fold_identities.RULES, fold_reshapes.RULES, fold_transposes.RULES)
 _MERGE = merge(_CLEAN, fold_pads.RULES, fold_linear.RULES, fold_chains.RULES)
 STAGES: tuple[Rules, ...] = (_CLEAN, _MERGE)
 """Rules that join stage after stage, each stage run to a fixpoint."""

@@ -167,6 +167,8 @@ class Merged:
     result: str
     weight: Floats | None
     bias: Floats
+    between: tuple[Node, ...] = ()
+    """Nodes between the two that change as well."""
 
 
 def _write(sweep: Sweep, other: Node, layer: Linear, merged: Merged) -> bool:
@@ -183,7 +185,7 @@ def _write(sweep: Sweep, other: Node, layer: Linear, merged: Merged) -> bool:
     if new_bias is None:
         sweep.refuse(other, f"merging it into {node.label} would overflow {dtype.name}")
         return False
-    if not sweep.claim(node, other):
+    if not sweep.claim(node, other, *merged.between):
         return False
     _record(sweep, layer, merged, (new_weight, new_bias))
     sweep.edit.remove(other)
@@ -228,7 +230,9 @@ def fold_before(sweep: Sweep, node: Node) -> bool:
     alpha = node.get_float("alpha", 1.0) if node.op == "Gemm" else 1.0
     moved = (layer.weight * shift).sum(axis=tuple(range(2, layer.weight.ndim))).reshape(-1) * alpha
     source = step.x if move is None else name
-    done = _write(sweep, other, layer, Merged(source, node.outputs[0], layer.weight * scale, layer.bias + moved))
+    between = () if move is None else (move,)
+    merged = Merged(source, node.outputs[0], layer.weight * scale, layer.bias + moved, between)
+    done = _write(sweep, other, layer, merged)
     if done and move is not None:
         sweep.edit.replace(move, inputs=[step.x])
     return done
@@ -276,11 +280,9 @@ def fold_past_bias(sweep: Sweep, node: Node) -> bool:
     vectors = _vectors(both, layer.rank, layer.rank - 1, layer.outputs)
     if vectors is None or (second.scales and not _may_change_weight(sweep, layer, node)) or layer.weight is None:
         return False
-    if not sweep.claim(add):
-        return False
     scale, shift = vectors
     weight = layer.weight * scale.reshape(1, -1, 1) if second.scales else None
-    done = _write(sweep, node, layer, Merged(product.inputs[0], node.outputs[0], weight, shift))
+    done = _write(sweep, node, layer, Merged(product.inputs[0], node.outputs[0], weight, shift, (add,)))
     if done:
         sweep.edit.remove(add)
     return done
