@@ -8,6 +8,7 @@ Weights are packed at compile time so that the innermost axis is a run of output
     grouped    w[*K, I / groups, O]
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -38,6 +39,13 @@ class Convolution:
     @property
     def blocks(self) -> int:
         return -(-self.filters // self.block)
+
+    def description(self, batch: int) -> str:
+        """What the schedule rules read from the anchor's annotation."""
+        span = self.window
+        return json.dumps({"kind": f"conv_{self.kind}", "input": [batch, *self.size, self.channels], "output": span.output, "kernel": span.kernel,
+                           "strides": span.strides, "dilations": span.dilations, "begin": span.begin, "filters": self.filters, "groups": self.groups,
+                           "block": self.block})
 
 
 def convolution(state: Lowering, node: Node) -> Convolution:
@@ -109,7 +117,7 @@ def accumulate(conv: Convolution, x: te.Tensor, weights: te.Tensor, dtype: str, 
         return [p * s + t * d for p, s, t, d in zip(i[1 : rank + 1], span.strides, taps, span.dilations, strict=True)]
 
     n = x.shape[0]
-    attributes = {"graphc.anchor": f"conv_{conv.kind}"}
+    attributes = {"graphc.anchor": conv.description(int(n))}
     if conv.kind == "depthwise":
         multiplier = conv.filters // conv.channels
         return te.compute((n, *span.output, conv.filters),

@@ -218,7 +218,7 @@ def mean(state: Lowering, node: Node) -> Sequence[Any]:
             return [reduced[axis] if axis in reduced else next(kept) for axis in range(len(dims))]
 
         total = te.compute(output, lambda *i: te.sum(x[tuple(at(i))].astype("int32"), axis=list(reduced.values())), name="mean_sum",
-                           attrs={"graphc.anchor": "pool"})
+                           attrs={"graphc.anchor": '{"kind": "pool"}'})
         return te.compute(output, lambda *i: requantized(state, node, total[i] - tirx.const(correction, "int32"), tirx.const(scale, "float32")), name="out")
 
     return [state.emit(define, state.value(node.inputs[0]), name="mean_int8", pattern=OUT_FUSIBLE)]

@@ -3,6 +3,7 @@
     packed b: [K-major blocks] b[N / block, K, block] for one matrix, b[*batch, N / block, K, block] for many
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,11 @@ class Product:
     @property
     def blocks(self) -> int:
         return -(-self.columns // self.block)
+
+    def description(self, transposed: bool) -> str:
+        """What the schedule rules read from the anchor's annotation."""
+        return json.dumps({"kind": "matmul", "batch": self.batch, "rows": self.rows, "inner": self.inner, "columns": self.columns, "block": self.block,
+                           "transposed": transposed})
 
 
 def pack(product: Product, b: Array) -> Array:
@@ -71,7 +77,7 @@ def accumulate(product: Product, a: te.Tensor, b: te.Tensor, dtype: str, transpo
         right = right - tirx.const(zero_points[1], dtype) if zero_points[1] else right
         return te.sum(left * right, axis=k)
 
-    return te.compute((*product.batch, product.rows, product.blocks, product.block), term, name="matmul", attrs={"graphc.anchor": "matmul"})
+    return te.compute((*product.batch, product.rows, product.blocks, product.block), term, name="matmul", attrs={"graphc.anchor": product.description(transposed_a)})
 
 
 def sum_at(product: Product, acc: te.Tensor, i: Sequence[Any]) -> Any:

@@ -38,7 +38,7 @@ def window_sum(x: te.Tensor, span: Window, output: Sequence[int], dtype: str, pa
     source = padded(x, span, pad_value)
     taps = [te.reduce_axis((0, k), f"k{axis}") for axis, k in enumerate(span.kernel)]
     return te.compute(tuple(output), lambda *i: te.sum(source[(i[0], *_at(span, taps, i), i[-1])].astype(dtype), axis=taps), name="pool_sum",
-                      attrs={"graphc.anchor": "pool"})
+                      attrs={"graphc.anchor": '{"kind": "pool"}'})
 
 
 def _at(span: Window, taps: Sequence[Any], i: Sequence[Any]) -> list[Any]:
@@ -55,7 +55,7 @@ def max_pool(state: Lowering, node: Node) -> Sequence[Any]:
         source = padded(x, span, tirx.min_value(dtype))
         taps = [te.reduce_axis((0, k), f"k{axis}") for axis, k in enumerate(span.kernel)]
         return te.compute(output, lambda *i: te.max(source[(i[0], *_at(span, taps, i), i[-1])], axis=taps), name="pool_max",
-                          attrs={"graphc.anchor": "pool"})
+                          attrs={"graphc.anchor": '{"kind": "pool"}'})
 
     return [state.emit(define, state.value(node.inputs[0]), name="max_pool", pattern=OUT_FUSIBLE)]
 
@@ -87,8 +87,8 @@ def global_pool(state: Lowering, node: Node) -> Sequence[Any]:
     def define(x: te.Tensor) -> te.Tensor:
         axes = [te.reduce_axis((0, extent), f"p{axis}") for axis, extent in enumerate(size)]
         if node.op == "GlobalMaxPool":
-            return te.compute(output, lambda *i: te.max(x[(i[0], *axes, i[-1])], axis=axes), name="pool_max", attrs={"graphc.anchor": "pool"})
-        total = te.compute(output, lambda *i: te.sum(x[(i[0], *axes, i[-1])], axis=axes), name="pool_sum", attrs={"graphc.anchor": "pool"})
+            return te.compute(output, lambda *i: te.max(x[(i[0], *axes, i[-1])], axis=axes), name="pool_max", attrs={"graphc.anchor": '{"kind": "pool"}'})
+        total = te.compute(output, lambda *i: te.sum(x[(i[0], *axes, i[-1])], axis=axes), name="pool_sum", attrs={"graphc.anchor": '{"kind": "pool"}'})
         return te.compute(output, lambda *i: total[i] * tirx.const(1.0 / float(np.prod(size)), dtype), name="out")
 
     return [state.emit(define, state.value(node.inputs[0]), name="global_pool", pattern=OUT_FUSIBLE)]

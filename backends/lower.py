@@ -193,8 +193,8 @@ class _Assembly:
         if isinstance(expression, relax.TupleGetItem):
             item: str = self.values[expression.tuple_value][expression.index]
             return item
-        if isinstance(expression, relax.Constant):
-            return self._add_constant(f"constant.{len(self.constants)}", expression.data.numpy())
+        if isinstance(expression, tvm.ir.GenericConst):
+            return self._add_constant(f"constant.{len(self.constants)}", expression.value.numpy())
         raise UnsupportedError("lowering", f"cannot pass {type(expression).__name__} to a kernel.")
 
     def _label(self, variable: Any) -> str:

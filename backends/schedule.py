@@ -2,10 +2,19 @@
 
 from typing import Any
 
-from graphc.backends import schedule_generic
+from graphc.backends import schedule_contraction, schedule_generic
+from graphc.backends.anchor import find
 from graphc.backends.targets import Target
+
+RULES = (schedule_contraction.schedule,)
 
 
 def scheduled(function: Any, target: Target) -> Any:
     """The PrimFunc as a sequence of loop nests, each a stage."""
+    anchor = find(function)
+    if anchor is not None:
+        for rule in RULES:
+            nest = rule(anchor, target)
+            if nest is not None:
+                return nest
     return schedule_generic.schedule(function)

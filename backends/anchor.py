@@ -1,0 +1,84 @@
+"""What a fused PrimFunc computes: one anchor (a contraction, a pool), its padding, and an epilogue per output element.
+
+    pad[...]  = x or a constant          (optional)
+    acc[...] += pad[...] * w[...]        the anchor; its block carries `graphc.anchor`, a JSON object that describes it
+    y[i]      = f(acc[i], bias, residual, ...)
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tvm.ir
+import tvm_ffi
+from tvm import s_tir, tirx
+
+from graphc.backends.schedule_generic import inline_all
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A fused PrimFunc taken apart. Buffers are TVM's; `parameters` keep the order of the PrimFunc's."""
+
+    info: Mapping[str, Any]
+    parameters: tuple[Any, ...]
+    attributes: Any
+    x: Any
+    weights: Any
+    accumulator: Any
+    variables: tuple[Any, ...]
+    """The output position in the epilogue."""
+    store: Any
+    """The epilogue: one BufferStore of one output element."""
+
+    def epilogue(self, position: Sequence[Any], accumulated: Any) -> Any:
+        """The store of the element at `position`, given the expression of its accumulator."""
+        places = dict(zip(self.variables, position, strict=True))
+
+        def variable(var: Any) -> Any:
+            return places.get(var, var)
+
+        def load(expression: Any) -> Any:
+            return accumulated if expression.source.same_as(self.accumulator) else expression
+
+        return tvm_ffi.structural_map(self.store, [(tvm.ir.TensorLoad, load), (tirx.Var, variable)])
+
+
+def find(function: Any) -> Anchor | None:
+    """The anchor of a fused PrimFunc, None where it has another form."""
+    sch = s_tir.Schedule(function, debug_mask="none")
+    inline_all(sch)
+    blocks = [sch.get(block) for block in sch.get_child_blocks(sch.get_sblock("root"))]
+    anchors = [block for block in blocks if "graphc.anchor" in block.annotations]
+    if len(anchors) != 1 or blocks[-1] is anchors[0]:
+        return None
+    pads = [block for block in blocks if "graphc.role" in block.annotations]
+    if len(blocks) != len(pads) + 2 or len(pads) > 1:
+        return None
+    anchor, out = anchors[0], blocks[-1]
+    operands = _operands(anchor)
+    if len(operands) != 2 or not isinstance(out.body, tirx.BufferStore):
+        return None
+    x = operands[0]
+    if pads:
+        if not pads[0].body.buffer.same_as(x):
+            return None
+        x = _operands(pads[0])[0]
+    variables = tuple(axis.var for axis in out.iter_vars)
+    if any(not index.same_as(var) for index, var in zip(out.body.indices, variables, strict=True)):
+        return None
+    info = json.loads(str(anchor.annotations["graphc.anchor"]))
+    return Anchor(info, tuple(function.params), function.attrs, x, operands[1], anchor.body.buffer, variables, out.body)
+
+
+def _operands(block: Any) -> list[Any]:
+    """The buffers that a block reads, in the order they are written in its expression; its own result left out."""
+    found: list[Any] = []
+
+    def load(expression: Any) -> None:
+        if not expression.source.same_as(block.body.buffer) and not any(b.same_as(expression.source) for b in found):
+            found.append(expression.source)
+
+    tvm_ffi.structural_walk(block.body.value, (tvm.ir.TensorLoad, load))
+    return found

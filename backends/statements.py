@@ -1,0 +1,44 @@
+"""Short spellings for building TIR by hand: loops, sequences, vector loads and the frame of a kernel."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import s_tir, tirx
+
+from graphc.backends.schedule_generic import PARALLEL
+
+SERIAL, UNROLLED, VECTORIZED = tirx.ForKind.SERIAL, tirx.ForKind.UNROLLED, tirx.ForKind.VECTORIZED
+
+
+def const(value: float, dtype: str = "int32") -> Any:
+    return tirx.const(value, dtype)
+
+
+def sequence(statements: Sequence[Any]) -> Any:
+    return statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))
+
+
+def loop(name: str, begin: Any, extent: Any, body: Callable[[Any], Any], kind: Any = SERIAL) -> Any:
+    """for name in [begin, begin + extent): body(name). A loop of one iteration is its body."""
+    if isinstance(extent, int) and extent == 1 and kind != VECTORIZED:
+        return body(begin if not isinstance(begin, int) else const(begin))
+    variable = tirx.Var(name, "int32")
+    return tirx.For(variable, begin, extent, kind, body(variable))
+
+
+def vector(start: Any, lanes: int) -> Any:
+    """Indices start, start + 1, ... of one vector access."""
+    return tirx.Ramp(start, 1, lanes) if lanes > 1 else start
+
+
+def spread(value: Any, lanes: int) -> Any:
+    """A scalar in every lane."""
+    return tirx.Broadcast(value, lanes) if lanes > 1 else value
+
+
+def kernel(parameters: Sequence[Any], attributes: Any, tasks: int, body: Callable[[Any], Any]) -> Any:
+    """A PrimFunc of one loop nest whose `tasks` may run in any order."""
+    task = tirx.Var("task", "int32")
+    nest = tirx.For(task, 0, tasks, SERIAL, body(task), annotations={PARALLEL: 1})
+    root = s_tir.SBlock([], [], [], "root", nest)
+    return tirx.PrimFunc(list(parameters), s_tir.SBlockRealize([], tirx.const(True, "bool"), root), attrs=attributes)
