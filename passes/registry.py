@@ -47,8 +47,6 @@ def registry() -> Registry:
 def union() -> object:
     """The discriminated union of every kind, as a type that pydantic validates and describes."""
     classes = tuple(registry().kinds.values())
-    if len(classes) < 2:
-        return classes[0]
     return Annotated[Union[classes], Field(discriminator="kind")]  # noqa: UP007 (a union of a tuple made at run time)
 
 

@@ -76,7 +76,7 @@ def test_one_input_of_several() -> None:
 
 def test_an_input_that_is_also_an_output() -> None:
     graph = network("net (float[1,2] x) => (float[1,2] x, float[1,2] y) { y = Relu(x) }")
-    with pytest.raises(InputError, match="the input 'x' is an output of the model as well. Say `fold: false`"):
+    with pytest.raises(InputError, match=r"the input 'x' is an output of the model as well. Say `fold: false`"):
         preprocessing.prepend(graph, options(scale=2.0))
 
 
