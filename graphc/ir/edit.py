@@ -37,8 +37,8 @@ class Edit:
 
     @property
     def recorded(self) -> bool:
-        """Whether anything was changed."""
-        return bool(self._removed or self._added or self._redirects or self._constants or self._inputs is not None)
+        """Whether anything was changed; a new constant that nothing reads is no change."""
+        return bool(self._removed or self._added or self._redirects or self._inputs is not None)
 
     def fresh(self, hint: str) -> str:
         """A name not used before: `hint`, or `hint_1`, `hint_2`, ..."""
@@ -217,7 +217,7 @@ def _rename(node: Node, redirects: Mapping[str, str], renamed: Mapping[str, str]
     results = tuple(renamed.get(name, name) for name in node.outputs)
     operands = tuple(final.get(name, name) for name in node.inputs)
     attributes = {
-        key: _rename_captures(value, final) if isinstance(value, Graph) else value
+        key: rename_captures(value, final) if isinstance(value, Graph) else value
         for key, value in node.attributes.items()
     }
     if (
@@ -229,7 +229,8 @@ def _rename(node: Node, redirects: Mapping[str, str], renamed: Mapping[str, str]
     return replace(node, inputs=operands, outputs=results, attributes=attributes)
 
 
-def _rename_captures(graph: Graph, names: Mapping[str, str]) -> Graph:
+def rename_captures(graph: Graph, names: Mapping[str, str]) -> Graph:
+    """A subgraph that reads other names from the graph around it: `names` maps old ones to new ones."""
     changed = {name: names[name] for name in graph.captures if names.get(name, name) != name}
     if not changed:
         return graph
