@@ -1,0 +1,170 @@
+"""Write an artifact: a planned Program and its kernels' objects become a folder that needs nothing of graphc.
+
+    Program, MemoryPlan, objects -> C, weights -> lib<name>.so, lib<name>.a, <name>.h, <name>.c, CMakeLists.txt,
+    manifest.json
+
+Everything is made in a folder beside the target, which then takes its place: there is never half an artifact.
+"""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol
+
+from graphc import artifact
+from graphc.artifact import Manifest, Quantization, Step
+from graphc.backends import emit_c, emit_weights
+from graphc.backends.emit_c import Unit
+from graphc.backends.emit_weights import Weights
+from graphc.backends.plan import MemoryPlan
+from graphc.backends.program import Program
+from graphc.backends.targets import Target
+from graphc.backends.toolchain import COMPILE, Toolchain
+from graphc.errors import InternalError, UnsupportedError
+from graphc.version import VERSION
+
+MAX_WEIGHTS = (1 << 31) - (1 << 26)
+"""Bytes that the small code model reaches, less room for code."""
+
+NONE: Mapping[str, Quantization] = MappingProxyType({})
+
+
+class Cache(Protocol):
+    """Bytes by key, kept between builds."""
+
+    def get(self, key: str) -> bytes | None: ...
+
+    def put(self, key: str, data: bytes) -> None: ...
+
+
+def emit(
+    program: Program,
+    plan: MemoryPlan,
+    objects: Mapping[str, bytes],
+    folder: Path,
+    *,
+    target: Target,
+    toolchain: Toolchain,
+    quantization: Mapping[str, Quantization] = NONE,
+    cache: Cache | None = None,
+) -> Manifest:
+    """Write the artifact of `program` to `folder`, replacing what is there, and return its manifest.
+
+    `objects` holds an object file for each kernel that a call names; `quantization` is that of inputs and outputs.
+    With a `cache` an unchanged C file is not compiled again.
+    Raises ToolchainError when the C compiler fails, UnsupportedError for weights past 2 GiB, InternalError when
+    program, plan and objects do not fit together.
+    """
+    if missing := sorted({call.kernel for call in plan.calls} - objects.keys()):
+        raise InternalError(f"program '{program.name}'", f"kernels without an object: {', '.join(missing)}.")
+    weights = emit_weights.lay_out(program, plan)
+    unit = Unit(program, plan, weights, target, quantization, _build_id(program, plan, objects, weights))
+    if unit.weights.bytes > MAX_WEIGHTS:
+        raise UnsupportedError(
+            f"model '{program.name}'",
+            f"its weights take {unit.weights.bytes} bytes; one library holds at most {MAX_WEIGHTS}.",
+            "Compress the weights (quantize, share_weights) or split the model.",
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        work, result = Path(temporary) / "work", Path(temporary) / "result"
+        work.mkdir()
+        result.mkdir()
+        described = manifest(unit, toolchain)
+        _build(unit, objects, toolchain, work, cache)
+        for name in (described.files.library, described.files.archive, described.files.header, described.files.source):
+            if name is not None:
+                shutil.move(work / name, result / name)
+        (result / "CMakeLists.txt").write_text(_cmake(unit), encoding="utf-8")
+        (result / artifact.MANIFEST).write_text(described.to_json(), encoding="utf-8")
+        _replace(result, folder, Path(temporary) / "before")
+    return described
+
+
+def manifest(unit: Unit, toolchain: Toolchain) -> Manifest:
+    """What `manifest.json` says."""
+    plan, prefix = unit.plan, unit.prefix
+    steps = [Step(call.nodes, call.kernel, call.tasks) for call in plan.calls]
+    steps += [Step((unit.program.outputs[copy.output],), "", 1) for copy in plan.copies]
+    peak = plan.calls[plan.peak].nodes if plan.peak >= 0 else ()
+    weights = unit.weights
+    return Manifest(
+        format=artifact.FORMAT,
+        build=unit.build,
+        graphc=VERSION,
+        name=unit.program.name,
+        identifier=prefix,
+        target=unit.target.description(),
+        toolchain=artifact.Toolchain(toolchain.name, toolchain.version),
+        files=artifact.Files(_library(unit), f"lib{prefix}.a", f"{prefix}.h", f"{prefix}.c"),
+        inputs=unit.inputs,
+        outputs=unit.outputs,
+        arena=artifact.Arena(unit.arena_bytes, unit.alignment, unit.state_bytes, plan.lower_bound, peak),
+        weights=artifact.Weights(weights.bytes, weights.sha256, weights.crc32),
+        max_threads=unit.max_threads,
+        steps=tuple(steps),
+    )
+
+
+def _build_id(program: Program, plan: MemoryPlan, objects: Mapping[str, bytes], weights: Weights) -> str:
+    digest = hashlib.sha256(repr((VERSION, program.name, plan, weights.sha256, weights.offsets)).encode())
+    for symbol in sorted({call.kernel for call in plan.calls}):
+        digest.update(hashlib.sha256(objects[symbol]).digest())
+    return digest.hexdigest()[:16]
+
+
+def _library(unit: Unit) -> str | None:
+    return f"lib{unit.prefix}{unit.target.library_ending}" if unit.target.library_ending else None
+
+
+def _build(unit: Unit, objects: Mapping[str, bytes], toolchain: Toolchain, work: Path, cache: Cache | None) -> None:
+    """Compile, link and archive in `work`."""
+    prefix = unit.prefix
+    (work / f"{prefix}.h").write_text(emit_c.header(unit), encoding="utf-8")
+    (work / f"{prefix}.c").write_text(emit_c.source(unit), encoding="utf-8")
+    names = [f"{prefix}.o"]
+    _compile(unit, toolchain, work, cache)
+    if unit.weights.bytes:
+        emit_weights.write(unit.weights, work / "weights.bin")
+        (work / "weights.s").write_text(emit_c.assembly(unit), encoding="utf-8")
+        toolchain.compile("weights.s", f"{prefix}_weights.o", work, flags=())
+        names.append(f"{prefix}_weights.o")
+    for symbol in sorted({call.kernel for call in unit.plan.calls}):
+        (work / f"{symbol}.kernel.o").write_bytes(objects[symbol])
+        names.append(f"{symbol}.kernel.o")
+    toolchain.archive(names, f"lib{prefix}.a", work)
+    library = _library(unit)
+    if library is not None:
+        exports = [f"{prefix}_{name}" for name in ("close", "init", "profile", "run")]
+        toolchain.link(names, library, exports, work)
+
+
+def _compile(unit: Unit, toolchain: Toolchain, work: Path, cache: Cache | None) -> None:
+    """<name>.c -> <name>.o, or the same from the cache."""
+    source, output = work / f"{unit.prefix}.c", work / f"{unit.prefix}.o"
+    parts = [toolchain.name, toolchain.version, *toolchain.compiler[1:], *COMPILE]
+    text = source.read_text(encoding="utf-8") + source.with_suffix(".h").read_text(encoding="utf-8")
+    key = hashlib.sha256("\0".join([*parts, text]).encode()).hexdigest()
+    known = cache.get(key) if cache else None
+    if known is not None:
+        output.write_bytes(known)
+        return
+    toolchain.compile(source.name, output.name, work)
+    if cache:
+        cache.put(key, output.read_bytes())
+
+
+def _cmake(unit: Unit) -> str:
+    threads = f"find_package(Threads REQUIRED)\ntarget_link_libraries({unit.prefix} INTERFACE Threads::Threads m)\n"
+    libraries = threads if unit.target.hosted else ""
+    return emit_c.fill(emit_c.template("CMakeLists.txt.in"), prefix=unit.prefix, libraries=libraries)
+
+
+def _replace(result: Path, folder: Path, before: Path) -> None:
+    """Put `result` where `folder` is; the old one goes to `before`, to be deleted with the temporary folder."""
+    if folder.exists():
+        folder.rename(before)
+    result.rename(folder)

@@ -1,0 +1,315 @@
+"""The C of a compiled model: header, source, and the assembler text that embeds its weights.
+
+The text lies in templates beside this file (`artifact.h.in`, `artifact.c.in`, `runtime_*.c`); here are the parts that
+depend on the program. C99, free of warnings under -Wall -Wextra -Wconversion.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from math import prod
+
+import numpy as np
+
+from graphc.artifact import Quantization, Tensor
+from graphc.backends.emit_cpu import cpu_check
+from graphc.backends.emit_names import comment, model_identifier, tensor_identifiers
+from graphc.backends.emit_weights import Weights
+from graphc.backends.plan import Copy, MemoryPlan, Place
+from graphc.backends.program import Call, Kernel, Program
+from graphc.backends.targets import Target
+from graphc.errors import InternalError
+from graphc.version import VERSION
+
+MAX_THREADS = 64
+STATE_BYTES = {True: 1024, False: 64}
+"""Room for the runtime's state, with threads and without; the C checks that it suffices."""
+
+C_TYPES = {
+    "bool": "uint8_t",
+    "float16": "uint16_t",
+    "bfloat16": "uint16_t",
+    "float32": "float",
+    "float64": "double",
+    **{f"{sign}int{bits}": f"{sign}int{bits}_t" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    **dict.fromkeys(
+        ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"), "uint8_t"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """All that the text depends on."""
+
+    program: Program
+    plan: MemoryPlan
+    weights: Weights
+    target: Target
+    quantization: Mapping[str, Quantization]
+    build: str
+    """16 hexadecimal digits that differ where the code or the weights do."""
+
+    @property
+    def prefix(self) -> str:
+        return model_identifier(self.program.name)
+
+    @property
+    def state_bytes(self) -> int:
+        """The state at the start of the arena, up to the first buffer."""
+        return -(-STATE_BYTES[self.target.hosted] // self.plan.alignment) * self.plan.alignment
+
+    @property
+    def arena_bytes(self) -> int:
+        return self.state_bytes + self.plan.bytes
+
+    @property
+    def alignment(self) -> int:
+        """Of the arena: the state holds pointers and 64-bit numbers."""
+        return max(self.plan.alignment, 8)
+
+    @property
+    def max_threads(self) -> int:
+        return MAX_THREADS if self.target.hosted else 1
+
+    @cached_property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """As the manifest and the C name them."""
+        return self._tensors[: len(self.program.inputs)]
+
+    @cached_property
+    def outputs(self) -> tuple[Tensor, ...]:
+        return self._tensors[len(self.program.inputs) :]
+
+    @cached_property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        names = [*self.program.inputs, *self.program.outputs]
+        offsets = [*self.plan.input_offsets, *self.plan.output_offsets]
+        found = []
+        for name, identifier, offset in zip(names, tensor_identifiers(names), offsets, strict=True):
+            buffer = self.program.buffers[name]
+            place = None if offset is None else self.state_bytes + offset
+            quantization = self.quantization.get(name)
+            found.append(Tensor(name, identifier, buffer.dtype, buffer.shape, buffer.bytes, quantization, place))
+        return tuple(found)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """How the C functions declare inputs and outputs."""
+        read = [f"const {c_type(tensor.dtype)} *{tensor.identifier}" for tensor in self.inputs]
+        return (*read, *(f"{c_type(tensor.dtype)} *{tensor.identifier}" for tensor in self.outputs))
+
+
+def header(unit: Unit) -> str:
+    """`<name>.h`: sizes, shapes and quantization as constants, errors, and the four functions."""
+    blocks = [_tensor_constants(unit, tensor, "input") for tensor in unit.inputs]
+    blocks += [_tensor_constants(unit, tensor, "output") for tensor in unit.outputs]
+    inside = any(tensor.offset is not None for tensor in (*unit.inputs, *unit.outputs))
+    return fill(
+        template("artifact.h.in"),
+        **_common(unit),
+        build=unit.build,
+        arena_bytes=str(unit.arena_bytes),
+        arena_alignment=str(unit.alignment),
+        weights_bytes=str(unit.weights.bytes),
+        max_threads=str(unit.max_threads),
+        tensors="\n\n".join(blocks),
+        io_note=", except at the offsets above" if inside else "",
+    )
+
+
+def source(unit: Unit) -> str:
+    """`<name>.c`: one small function per step, their table, the runtime, and the four functions of the header."""
+    steps = [_call(unit, index, call) for index, call in enumerate(unit.plan.calls)]
+    steps += [_copy(unit, index, copy) for index, copy in enumerate(unit.plan.copies, len(steps))]
+    tasks = [call.tasks for call in unit.plan.calls] + [1 for _ in unit.plan.copies]
+    table = "".join(f"    {{step_{index}, {count}}},\n" for index, count in enumerate(tasks))
+    text = "\n".join(steps)
+    tensors = unit.inputs + unit.outputs
+    has_weights, x86 = unit.weights.bytes > 0, unit.target.hosted and unit.target.family == "x86"
+    return fill(
+        template("artifact.c.in"),
+        **_common(unit),
+        system=_system(unit, x86),
+        state_bytes=str(unit.state_bytes),
+        parallel_tasks=str(max(tasks)),
+        weights=_weights(unit) if has_weights else "",
+        kernels=_prototypes(unit),
+        frame="".join(f"    {parameter};\n" for parameter in unit.parameters),
+        steps=text,
+        table=table,
+        runtime=template("runtime_threads.c" if unit.target.hosted else "runtime_single.c"),
+        checks=_static_checks(tensors),
+        checksum=(template("runtime_crc.c") if has_weights else "") + (_x86(unit.target) if x86 else ""),
+        init_checks=_init_checks(unit, has_weights, x86),
+        run_checks=_run_checks(unit.prefix.upper(), tensors),
+        bind="".join(f"    s->at.{tensor.identifier} = {tensor.identifier};\n" for tensor in tensors),
+        arguments="".join(f", {tensor.identifier}" for tensor in tensors),
+    )
+
+
+def assembly(unit: Unit) -> str:
+    """`weights.s`: the bytes of `weights.bin` as a read-only section."""
+    return fill(template("weights.s.in"), prefix=unit.prefix, alignment=str(unit.weights.alignment))
+
+
+def template(name: str) -> str:
+    return files("graphc.backends").joinpath(name).read_text(encoding="utf-8")
+
+
+def fill(text: str, **values: str) -> str:
+    """The template with each `@name@` replaced, in one sweep; a name without a value is a KeyError."""
+    return re.sub(r"@(\w+)@", lambda match: values[match[1]], text)
+
+
+def _common(unit: Unit) -> dict[str, str]:
+    return {
+        "title": comment(unit.program.name),
+        "version": VERSION,
+        "target": comment(unit.target.id),
+        "prefix": unit.prefix,
+        "PREFIX": unit.prefix.upper(),
+        "calls": str(len(unit.plan.calls) + len(unit.plan.copies)),
+        "parameters": "".join(f", {parameter}" for parameter in unit.parameters),
+    }
+
+
+def c_type(dtype: str) -> str:
+    if dtype not in C_TYPES:
+        raise InternalError(f"type {dtype}", "no C type holds one element of it.", "Lower it to whole bytes.")
+    return C_TYPES[dtype]
+
+
+def _tensor_constants(unit: Unit, tensor: Tensor, side: str) -> str:
+    start = f"#define {unit.prefix.upper()}_{tensor.identifier.upper()}"
+    lines = [
+        f"/* {side} '{comment(tensor.name)}': {tensor.dtype}{list(tensor.shape)} */",
+        f"{start}_ELEMENTS {prod(tensor.shape)}",
+        f"{start}_BYTES {tensor.bytes}",
+        f"{start}_RANK {len(tensor.shape)}",
+    ]
+    if tensor.shape:
+        lines.append(f"{start}_SHAPE {{{', '.join(map(str, tensor.shape))}}}")
+    lines.append(f'{start}_DTYPE "{tensor.dtype}"')
+    if tensor.quantization:
+        scale = np.format_float_scientific(np.float32(tensor.quantization.scale), unique=True, trim="0")
+        lines += [f"{start}_SCALE {scale}f", f"{start}_ZERO_POINT ({tensor.quantization.zero_point})"]
+    if tensor.offset is not None:
+        lines.append(f"{start}_OFFSET {tensor.offset} /* bytes into the arena: it may lie there, or elsewhere */")
+    return "\n".join(lines)
+
+
+def _system(unit: Unit, x86: bool) -> str:
+    """What precedes everything else: headers of the operating system."""
+    if not unit.target.hosted:
+        return ""
+    headers = (["cpuid.h"] if x86 else []) + ["pthread.h", "signal.h", "time.h"]
+    return "#define _POSIX_C_SOURCE 200809L\n" + "".join(f"#include <{name}>\n" for name in headers)
+
+
+def _weights(unit: Unit) -> str:
+    hidden = '__attribute__((visibility("hidden")))'
+    return (
+        f"extern const uint8_t {unit.prefix}_weights[{unit.prefix.upper()}_WEIGHTS_BYTES] {hidden};\n\n"
+        f"#define CONSTANT(type, offset) ((const type *)(const void *)({unit.prefix}_weights + (offset)))\n\n"
+    )
+
+
+def _prototypes(unit: Unit) -> str:
+    lines = []
+    for symbol in dict.fromkeys(call.kernel for call in unit.plan.calls):
+        kernel = unit.program.kernels[symbol]
+        if not re.fullmatch(r"[A-Za-z_]\w*", symbol, re.ASCII):
+            raise InternalError(f"kernel '{symbol}'", "expected a name that C takes.")
+        pointers = [f"{_pointer(kernel, index)}p{index}" for index in range(len(kernel.dtypes))]
+        lines.append(f"void {symbol}({', '.join([*pointers, 'int32_t task_begin', 'int32_t task_end'])});\n")
+    return "".join(lines)
+
+
+def _pointer(kernel: Kernel, index: int) -> str:
+    return f"{'const ' if kernel.constant[index] else ''}{c_type(kernel.dtypes[index])} *"
+
+
+def _call(unit: Unit, index: int, call: Call) -> str:
+    kernel = unit.program.kernels[call.kernel]
+    arguments = []
+    for number, name in enumerate(call.arguments):
+        place = unit.plan.places[name]
+        if place.space in ("input", "constant") and not kernel.constant[number]:
+            raise InternalError(f"kernel {call.kernel}", f"its parameter {number} is not constant, but '{name}' is.")
+        arguments.append(f"        {_argument(unit, place, kernel, number)}, /* {_describe(unit.program, name)} */\n")
+    return (
+        f"/* {comment(', '.join(call.nodes))} */\n"
+        f"static void step_{index}(const frame *at, int32_t begin, int32_t end)\n{{\n"
+        f"    {call.kernel}(\n{''.join(arguments)}        begin, end);\n}}\n"
+    )
+
+
+def _describe(program: Program, name: str) -> str:
+    buffer = program.buffers.get(name)
+    return comment(f"{name}: {buffer.dtype}{list(buffer.shape)}" if buffer else name)
+
+
+def _argument(unit: Unit, place: Place, kernel: Kernel, number: int) -> str:
+    """The pointer that a kernel gets. Memory that is viewed as another type is cast."""
+    wanted = c_type(kernel.dtypes[number])
+    if place.space == "constant":
+        return f"CONSTANT({wanted}, {unit.weights.offsets[place.name]})"
+    if place.space == "arena":
+        return f"BUFFER({wanted}, {place.at})"
+    tensor = (unit.inputs if place.space == "input" else unit.outputs)[place.at]
+    const = "const " if place.space == "input" else ""
+    same = c_type(tensor.dtype) == wanted
+    return f"at->{tensor.identifier}" if same else f"({const}{wanted} *)({const}void *)at->{tensor.identifier}"
+
+
+def _copy(unit: Unit, index: int, copy: Copy) -> str:
+    place = copy.source
+    if place.space == "constant":
+        source = f"CONSTANT(uint8_t, {unit.weights.offsets[place.name]})"
+    elif place.space == "arena":
+        source = f"BUFFER(uint8_t, {place.at})"
+    else:
+        source = f"at->{(unit.inputs if place.space == 'input' else unit.outputs)[place.at].identifier}"
+    target = unit.outputs[copy.output]
+    return (
+        f"/* output '{comment(target.name)}' has the bytes of '{comment(copy.source.name)}' */\n"
+        f"static void step_{index}(const frame *at, int32_t begin, int32_t end)\n{{\n"
+        f"    (void)begin;\n    (void)end;\n"
+        f"    memcpy(at->{target.identifier}, {source}, {copy.bytes});\n}}\n"
+    )
+
+
+def _static_checks(tensors: tuple[Tensor, ...]) -> str:
+    sizes = {c_type(tensor.dtype): tensor for tensor in tensors if prod(tensor.shape)}
+    lines = ["CHECK(arena_holds_state, ARENA_BYTES >= STATE_BYTES);\n"]
+    for type_, tensor in sizes.items():
+        lines.append(f"CHECK({type_}_size, sizeof({type_}) == {tensor.bytes // prod(tensor.shape)});\n")
+    return "".join(lines)
+
+
+def _x86(target: Target) -> str:
+    check = cpu_check(target)
+    rows = "".join(f"        {{{', '.join(f'{value:#x}u' for value in row)}}},\n" for row in check.cpuid)
+    return "\n" + fill(template("runtime_x86.c.in"), cpuid=rows, xcr0=f"{check.xcr0:#x}")
+
+
+def _init_checks(unit: Unit, has_weights: bool, x86: bool) -> str:
+    upper = unit.prefix.upper()
+    lines = [f"    if (!cpu_is_sufficient()) return {upper}_ERROR_CPU;\n"] if x86 else []
+    if has_weights:
+        call = f"crc32({unit.prefix}_weights, {upper}_WEIGHTS_BYTES) != {unit.weights.crc32:#010x}u"
+        lines.append(f"    if (options->checksum != 0 && {call}) return {upper}_ERROR_CHECKSUM;\n")
+    return "".join(lines)
+
+
+def _run_checks(upper: str, tensors: tuple[Tensor, ...]) -> str:
+    lines = []
+    for tensor in tensors:
+        if tensor.bytes:
+            name, size = tensor.identifier, f"sizeof *{tensor.identifier}"
+            lines.append(f"    if ({name} == NULL) return {upper}_ERROR_NULL;\n")
+            lines.append(f"    if ((uintptr_t){name} % {size} != 0) return {upper}_ERROR_ALIGNMENT;\n")
+    return "".join(lines)

@@ -1,0 +1,199 @@
+"""The C compiler that turns generated C and kernel objects into libraries: the system's, or the one that pip brings.
+
+Everything runs in one folder with relative names, so that a library's bytes do not depend on where it was built.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+from graphc.errors import ToolchainError
+
+TIMEOUT = 600
+"""Seconds that one run of a compiler may take; zig builds its own runtime library in its first run."""
+
+GLIBC = "2.17"
+"""The oldest C library that libraries linked by zig run on (2012)."""
+
+COMPILE = (
+    "-std=c99",
+    "-O2",
+    "-fPIC",
+    "-ffunction-sections",
+    "-Wall",
+    "-Wextra",
+    "-Wconversion",
+)
+LINK = (
+    "-shared",
+    "-O2",
+    "-Wl,--version-script=exports.map",
+    "-Wl,--build-id=none",
+    "-Wl,--as-needed",
+    "-Wl,-z,defs",
+    "-Wl,-z,noexecstack",
+)
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """A compiler (which also assembles and links) and an archiver, as command lines that other arguments follow."""
+
+    name: str
+    version: str
+    compiler: tuple[str, ...]
+    archiver: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def compile(self, source: str, output: str, folder: Path, flags: Sequence[str] = COMPILE) -> None:
+        """C or assembler text -> object file. Raises ToolchainError with the compiler's words."""
+        self._run([*self.compiler, *flags, "-c", source, "-o", output], folder)
+
+    def link(self, objects: Sequence[str], output: str, exports: Sequence[str], folder: Path) -> None:
+        """Objects -> dynamic library that shows nothing but `exports` and needs nothing but the C library."""
+        (folder / "exports.map").write_text(f"{{ global: {' '.join(f'{name};' for name in exports)} local: *; }};\n")
+        listed = _response_file(objects, folder)
+        name = f"-Wl,-soname,{output}"
+        self._run([*self.compiler, *LINK, name, "-o", output, listed, "-lpthread", "-lm"], folder)
+
+    def archive(self, objects: Sequence[str], output: str, folder: Path) -> None:
+        """Objects -> static library, without times and owners."""
+        (folder / output).unlink(missing_ok=True)
+        self._run([*self.archiver, "rcsD", output, _response_file(objects, folder)], folder)
+
+    def _run(self, command: Sequence[str], folder: Path) -> None:
+        environment = {**os.environ, "LC_ALL": "C", **self.environment}
+        output, code = _capture(command, folder, environment, TIMEOUT)
+        if code != 0:
+            raise ToolchainError(
+                f"{self.name} {self.version}",
+                f"`{shlex.join(command)}` failed ({code}):\n{output.strip()}\n",
+                "If the compiler is sound, this is a bug in graphc: report it with the lines above.",
+            )
+
+
+def find(triple: str, cache: Path, *, environment: Mapping[str, str] | None = None) -> Toolchain:
+    """The toolchain for `triple`: $CC, then the system's compilers, then zig from pip.
+
+    $CC counts only for this machine's own processor. zig keeps the runtime library it builds under `cache`.
+    Raises ToolchainError that says what to install.
+    """
+    environment = os.environ if environment is None else environment
+    path = environment.get("PATH", os.defpath)
+    own = is_host(triple)
+    if own and environment.get("CC"):
+        return _system(shlex.split(environment["CC"]), _archivers("", environment), path, chosen=True)
+    cross = _gnu_triple(triple)
+    for name in ("cc", "gcc", "clang") if own else (f"{cross}-gcc",):
+        if shutil.which(name, path=path):
+            return _system([name], _archivers("" if own else f"{cross}-", environment), path, chosen=False)
+    if zig := find_zig():
+        return _zig(zig, triple, cache)
+    system = "gcc" if own else f"gcc-{cross}"
+    raise ToolchainError(
+        f"target {triple}",
+        f"no C compiler was found ({'$CC, cc, gcc, clang' if own else f'{cross}-gcc'}, or zig from pip).",
+        f"Run `{sys.executable} -m pip install 'graphc[cross]'`, or `apt install {system}`.",
+    )
+
+
+def find_zig() -> Path | None:
+    """The compiler that the package `ziglang` brings, None where it is not installed."""
+    spec = find_spec("ziglang")
+    if spec is None or spec.origin is None:
+        return None
+    zig = Path(spec.origin).parent / ("zig.exe" if os.name == "nt" else "zig")
+    return zig if zig.is_file() else None
+
+
+def is_host(triple: str) -> bool:
+    """Whether `triple` names the processor and system that this Python runs on."""
+    machine, system = sysconfig.get_platform().rsplit("-", 1)[-1], sysconfig.get_platform().split("-", 1)[0]
+    names = {"amd64": "x86_64", "arm64": "aarch64"}
+    return triple.startswith(f"{names.get(machine, machine)}-") and system in triple
+
+
+def _gnu_triple(triple: str) -> str:
+    """As compilers are named: x86_64-unknown-linux-gnu -> x86_64-linux-gnu."""
+    parts = triple.split("-")
+    return "-".join(part for part in parts if part not in ("unknown", "pc"))
+
+
+def _archivers(prefix: str, environment: Mapping[str, str]) -> list[list[str]]:
+    given = [shlex.split(environment["AR"])] if environment.get("AR") and not prefix else []
+    return [*given, *([f"{prefix}{name}"] for name in ("ar", "gcc-ar")), ["llvm-ar"]]
+
+
+def _system(compiler: Sequence[str], archivers: Sequence[Sequence[str]], path: str, *, chosen: bool) -> Toolchain:
+    program = shutil.which(compiler[0], path=path) if compiler else None
+    if program is None:
+        raise ToolchainError(f"$CC '{' '.join(compiler)}'", "no such program.", "Correct or unset the variable CC.")
+    zig = find_zig()
+    archiver = next(
+        ((str(found), *rest) for name, *rest in archivers if (found := shutil.which(name, path=path))),
+        (str(zig), "ar") if zig else None,
+    )
+    if archiver is None:
+        raise ToolchainError(compiler[0], "there is no `ar` beside this compiler.", "Run `apt install binutils`.")
+    command = (program, *compiler[1:])
+    banner, code = _capture([*command, "--version"], Path.cwd(), {**os.environ, "LC_ALL": "C", "PATH": path}, 60)
+    version = re.findall(r"\d+\.\d+(?:\.\d+)?", banner.partition("\n")[0])
+    if code != 0 or not version:
+        raise ToolchainError(
+            " ".join(compiler), f"`--version` failed ({code}): {banner.strip()}", "Correct $CC." if chosen else ""
+        )
+    name = "clang" if "clang" in banner else "gcc" if "Free Software Foundation" in banner else Path(program).name
+    return Toolchain(name, version[-1], command, archiver, {"PATH": path})
+
+
+def _zig(zig: Path, triple: str, cache: Path) -> Toolchain:
+    """zig with an explicit target: the same bytes on every machine, whatever C library it has."""
+    environment = {"ZIG_GLOBAL_CACHE_DIR": str(cache / "zig"), "ZIG_LOCAL_CACHE_DIR": str(cache / "zig")}
+    target = _gnu_triple(triple)
+    target += f".{GLIBC}" if target.endswith(("-gnu", "-gnueabihf", "-gnueabi")) else ""
+    output, code = _capture([str(zig), "version"], Path.cwd(), {**os.environ, **environment}, 60)
+    if code != 0:
+        raise ToolchainError("zig", f"`zig version` failed ({code}): {output.strip()}", "Reinstall `ziglang`.")
+    compiler = (str(zig), "cc", "-target", target, "-fno-sanitize=undefined")
+    return Toolchain("zig", output.strip(), compiler, (str(zig), "ar"), environment)
+
+
+def _response_file(objects: Sequence[str], folder: Path) -> str:
+    """Names in a file: a large model has more objects than fit on a command line."""
+    (folder / "objects.txt").write_text("".join(f"{name}\n" for name in objects))
+    return "@objects.txt"
+
+
+def _capture(command: Sequence[str], folder: Path, environment: Mapping[str, str], timeout: float) -> tuple[str, int]:
+    """What a command prints, and its exit code. On a timeout it ends with all that it started."""
+    subject = Path(command[0]).name
+    try:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise ToolchainError(subject, f"cannot be started: {error}.") from error
+    with process:
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise ToolchainError(subject, f"`{shlex.join(command)}` ran longer than {timeout} s.") from error
+            raise
+    return output.decode(errors="replace"), process.returncode

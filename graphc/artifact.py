@@ -1,0 +1,169 @@
+"""What a compiled model says about itself: `manifest.json`, read with the standard library alone.
+
+A board's Python has numpy and little else, so this file and the runner import neither pydantic nor onnx.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from graphc.errors import InputError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+"""Changes when an older graphc could not run a newer artifact."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """Real value = (stored integer - zero_point) * scale."""
+
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An input or output: dense, row-major. `offset` is where it may lie in the arena, None: outside."""
+
+    name: str
+    identifier: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    quantization: Quantization | None
+    offset: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Arena:
+    """Memory that one caller provides. `lower_bound` is the largest set of bytes alive at once, at `peak`'s nodes;
+    `state` bytes at its start belong to the runtime."""
+
+    bytes: int
+    alignment: int
+    state: int
+    lower_bound: int
+    peak: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The constants as one block of bytes, and its checksums."""
+
+    bytes: int
+    sha256: str
+    crc32: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One entry of the list that a run goes through: a kernel on `tasks` tasks; the kernel is "" for a plain copy."""
+
+    nodes: tuple[str, ...]
+    kernel: str
+    tasks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Toolchain:
+    """What compiled and linked the C."""
+
+    name: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Names of the files beside the manifest; `library` is None where there are no dynamic libraries."""
+
+    library: str | None
+    archive: str
+    header: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One compiled model. `identifier` is the prefix of its C functions; `target` describes what it runs on; `build`
+    (16 hexadecimal digits) differs where the code or the weights do."""
+
+    format: int
+    build: str
+    graphc: str
+    name: str
+    identifier: str
+    target: dict[str, Any]
+    toolchain: Toolchain
+    files: Files
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    arena: Arena
+    weights: Weights
+    max_threads: int
+    steps: tuple[Step, ...]
+
+    def to_json(self) -> str:
+        """Sorted keys, no time, no path: equal for equal builds."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def find(path: str | Path) -> Path:
+    """The folder of an artifact, given the folder or any file in it. Raises InputError where there is none."""
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    if not path.exists() or not (folder / MANIFEST).is_file():
+        problem = f"no {MANIFEST} there." if path.exists() else "no such file or folder."
+        raise InputError(str(path), problem, "Give the folder that `graphc build` wrote, such as build/NAME/TARGET.")
+    return folder
+
+
+def read(path: str | Path) -> Manifest:
+    """The manifest of an artifact. Raises InputError for a file that is damaged or from a newer graphc."""
+    file = find(path) / MANIFEST
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(str(file), f"cannot be read: {error}.", "Build the artifact again.") from error
+    found = data.get("format") if isinstance(data, dict) else None
+    if found != FORMAT:
+        raise InputError(
+            str(file), f"expected format {FORMAT}, got {found!r}.", "Build it again, or update graphc where it runs."
+        )
+    try:
+        return _parse(Manifest, data, "manifest")
+    except (TypeError, ValueError) as error:
+        raise InputError(str(file), f"{error}.", "Build the artifact again.") from error
+
+
+def _parse(kind: type[T], data: Any, where: str) -> T:
+    """JSON data as the dataclass `kind`. Raises TypeError or ValueError that says where it is not."""
+    if not isinstance(data, dict):
+        raise TypeError(f"{where}: expected an object, got {data!r}")
+    names = {each.name for each in fields(kind)}  # type: ignore[arg-type]
+    if names != data.keys():
+        raise ValueError(f"{where}: missing {sorted(names - data.keys())}, unknown {sorted(data.keys() - names)}")
+    hints = get_type_hints(kind)
+    return kind(**{name: _value(hints[name], data[name], f"{where}.{name}") for name in names})
+
+
+def _value(hint: Any, data: Any, where: str) -> Any:
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        choices = [choice for choice in get_args(hint) if choice is not NoneType]
+        return None if data is None else _value(choices[0], data, where)
+    if origin is tuple and isinstance(data, list):
+        item = get_args(hint)[0]
+        return tuple(_value(item, each, f"{where}[{index}]") for index, each in enumerate(data))
+    if is_dataclass(hint) and isinstance(hint, type):
+        return _parse(hint, data, where)
+    plain = origin or hint
+    if plain is float and isinstance(data, int):
+        return float(data)
+    if not isinstance(data, plain) or (plain is int and isinstance(data, bool)):
+        raise TypeError(f"{where}: expected {plain.__name__}, got {data!r}")
+    return data
