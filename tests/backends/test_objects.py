@@ -1,8 +1,5 @@
 """Kernels compiled to objects with a plain C ABI: the numbers they give, the symbols they need, what is refused."""
 
-import ctypes
-import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +7,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from tvm import s_tir, te, tirx
 from tvm.ir import IRModule, load_json
 from tvm.script import from_source
@@ -18,40 +14,13 @@ from tvm.script import from_source
 from graphc.backends import objects
 from graphc.backends.elf import undefined_symbols
 from graphc.backends.targets import Target, resolve
-from graphc.errors import InternalError, UnsupportedError
-
-LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
-
-
-def host_runs(cpu: str) -> bool:
-    try:
-        native = resolve({"cpu": "native"})
-    except UnsupportedError:
-        return False
-    return resolve({"cpu": cpu}).instructions <= native.instructions
+from graphc.errors import InternalError
+from tests.backends.kernel_calls import LEVELS, Compiled, host_runs, runnable
 
 
 @pytest.fixture(params=LEVELS)
 def target(request: pytest.FixtureRequest) -> Target:
-    if not host_runs(request.param):
-        pytest.skip(f"this machine does not run {request.param}")
-    return resolve({"cpu": request.param})
-
-
-class Compiled:
-    """A kernel in a dynamic library, called through ctypes."""
-
-    def __init__(self, func: tirx.PrimFunc, target: Target, folder: Path) -> None:
-        compiler = shutil.which("cc") or pytest.skip("no C compiler")
-        self.tasks = objects.task_count(func)
-        code = objects.object_code(objects.tir_json(func), "kernel", target)
-        (folder / "kernel.o").write_bytes(code)
-        subprocess.run([compiler, "-shared", "-o", folder / "kernel.so", folder / "kernel.o", "-lm"], check=True)
-        self.call = ctypes.CDLL(str(folder / "kernel.so")).kernel
-
-    def __call__(self, *arrays: NDArray[np.generic], tasks: tuple[int, int] | None = None) -> None:
-        pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
-        self.call(*pointers, *map(ctypes.c_int32, tasks or (0, self.tasks)))
+    return runnable(request.param)
 
 
 def elementwise(shape: Sequence[int], dtype: str, body: Callable[..., Any]) -> tirx.PrimFunc:
@@ -192,11 +161,11 @@ def test_requantization_gives_the_same_bits_on_every_level(tmp_path: Path) -> No
     rng = np.random.default_rng(0)
     sums, factor = rng.integers(-(2**30), 2**30, 4096).astype("int32"), np.array([3.1e-6], "f")
     want = np.rint(sums.astype("f") * factor[0]).astype("int32") + 3
-    for cpu in filter(host_runs, LEVELS):
-        (tmp_path / cpu).mkdir()
+    for target in filter(host_runs, (resolve({"cpu": cpu}) for cpu in LEVELS)):
+        (tmp_path / target.id).mkdir()
         got = np.zeros(4096, "int32")
-        Compiled(func, resolve({"cpu": cpu}), tmp_path / cpu)(sums, factor, got)
-        assert np.array_equal(got, want), cpu
+        Compiled(func, target, tmp_path / target.id)(sums, factor, got)
+        assert np.array_equal(got, want), target.id
 
 
 def test_nan_and_infinity_pass(target: Target, tmp_path: Path) -> None:
