@@ -72,7 +72,7 @@ MODELS: Mapping[str, Model] = {
     "mlperf_tiny/vww_mobilenet025_float.onnx": one("input", (1, 96, 96, 3), uniform(0, 1), 7.49),
     "mlperf_tiny/vww_mobilenet025_int8_qdq.onnx": one("input_1_int8", (1, 96, 96, 3), INT8, 7.49),
     "native/basic_pitch_nmp.onnx": one("serving_default_input_2:0", (1, 43844, 1), normal(0, 0.1), 524.08),
-    "native/ch_PP-OCRv3_det_infer.onnx": one("x", (1, 3, 224, 224), normal(), 477.96),
+    "native/ch_PP-OCRv3_det_infer.onnx": one("x", (1, 3, 320, 320), normal(), 477.96),
     "native/ch_ppocr_mobile_v2.0_cls_infer.onnx": one("x", (1, 3, 48, 192), uniform(-1, 1), 16.32),
     "native/dnsmos_model_v8.onnx": one("input_1", (1, 900, 120), normal(-20, 10), 435.33),
     "native/dtln_model_1.onnx": Model(

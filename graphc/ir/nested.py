@@ -59,11 +59,11 @@ def _infer_loop(node: Node, types: Types, constants: Arrays) -> tuple[Node, dict
         if settled == carried:
             break
         carried = settled
-    trips = _trips(node, typed, constants)
+    times = trips(node, typed, constants)
     results = list(carried)
     for name in typed.outputs[count + 1 :]:
         one = typed.types[name]
-        results.append(replace(one, shape=None if one.shape is None else (trips, *one.shape)))
+        results.append(replace(one, shape=None if one.shape is None else (times, *one.shape)))
     found = {name: kind for name, kind in zip(node.outputs, results, strict=True) if name}
     return replace(node, attributes={**node.attributes, "body": typed}), found
 
@@ -87,7 +87,7 @@ def _open(start: TensorType, end: TensorType) -> TensorType:
     return replace(start, shape=tuple(a if a == b else "?" for a, b in zip(start.shape, end.shape, strict=True)))
 
 
-def _trips(node: Node, body: Graph, constants: Arrays) -> int | str:
+def trips(node: Node, body: Graph, constants: Arrays) -> int | str:
     """How often a Loop runs, where it can be told: a constant count, and a condition that stays true."""
     limit = constants.get(node.inputs[0]) if node.inputs[0] else None
     start = constants.get(node.inputs[1]) if node.inputs[1] else None
