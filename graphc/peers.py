@@ -78,7 +78,8 @@ def _openvino(model: Path, feeds: Mapping[str, Array], threads: int) -> Run:
         request.infer()
     except RuntimeError as error:
         raise UnsupportedError(f"openvino: {model}", f"cannot run it: {_first_line(error)}.") from error
-    return request.infer
+    run: Run = request.infer
+    return run
 
 
 def _first_line(error: Exception) -> str:

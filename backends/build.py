@@ -1,0 +1,92 @@
+"""One target, from a graph to an artifact's folder; from the cache where the same was built before.
+
+    Graph -> integerize -> lower (compile server) -> plan -> kernels (compile server) -> C -> libraries
+
+What is cached whole is not lowered again: TVM is not even imported.
+"""
+
+import io
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+from graphc import artifact
+from graphc.artifact import Manifest, Quantization
+from graphc.backends import toolchain
+from graphc.backends.cache import Cache, key
+from graphc.backends.emit import emit
+from graphc.backends.integer import integerize
+from graphc.backends.kernels import compile_kernels
+from graphc.backends.plan import plan
+from graphc.backends.program import Program
+from graphc.backends.targets import Target
+from graphc.backends.worker import Job, Server, Watcher, note
+from graphc.borders import input_grids, output_grids
+from graphc.ir import Graph
+from graphc.ir.text import fingerprint
+from graphc.progress import Progress, silent
+
+LOWER = "graphc.backends.lower:lower_job"
+EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def build_target(
+    graph: Graph, target: Target, folder: Path, server: Server, cache: Cache, *, progress: Progress = silent
+) -> Manifest:
+    """Compile `graph`, whose name becomes the artifact's, for `target` into `folder`.
+
+    Raises UnsupportedError for a node that has no kernel, ToolchainError where the C compiler is missing or fails,
+    InternalError where TVM fails; each names its node.
+    """
+    tools = toolchain.find(target.triple, cache.folder)
+    made_from = (graph.name, fingerprint(graph), target.description(), tools.name, tools.version, tools.compiler)
+    name = key("artifact", *made_from)
+    kept = cache.get(name)
+    if kept is not None:
+        unpack(kept, folder)
+        return artifact.read(folder)
+    program = _lowered(graph, target, server, progress)
+    memory = plan(program)
+    code = compile_kernels(program, target, cache, server, _watching(progress, "compile kernels"))
+    grids = {**input_grids(graph), **output_grids(graph)}
+    quantization = {name: Quantization(grid.scale, grid.zero_point) for name, grid in grids.items()}
+    progress("link", 0.0)
+    manifest = emit(
+        program, memory, code, folder, target=target, toolchain=tools, quantization=quantization, cache=cache
+    )
+    progress("link", 1.0)
+    cache.put(name, pack(folder))
+    return manifest
+
+
+def _lowered(graph: Graph, target: Target, server: Server, progress: Progress) -> Program:
+    job = Job(LOWER, (integerize(graph), target, note), f"model '{graph.name}'")
+    progress("lower", 0.0)
+    program: Program = server.run([job], progress=_watching(progress, "lower"))[0]
+    return replace(program, name=graph.name)
+
+
+def pack(folder: Path) -> bytes:
+    """The files of a folder as bytes that depend on their names, content and modes alone."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), EPOCH)
+                entry.external_attr = path.stat().st_mode << 16
+                archive.writestr(entry, path.read_bytes())
+    return content.getvalue()
+
+
+def unpack(content: bytes, folder: Path) -> None:
+    """The files that were packed, in `folder`."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for entry in archive.infolist():
+            path = folder / entry.filename
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(archive.read(entry))
+            path.chmod(entry.external_attr >> 16 & 0o777)
+
+
+def _watching(progress: Progress, stage: str) -> Watcher:
+    return lambda done, total, _text: progress(stage, done / max(total, 1))

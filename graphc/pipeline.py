@@ -1,0 +1,144 @@
+"""Running the passes of a spec, one after another, and measuring what each one did.
+
+model --pass 1--> graph --pass 2--> ... ; after each: checked, counted, and judged on data against the model
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from graphc.borders import Border, border_types
+from graphc.calibrate import calibrate, from_arrays, to_arrays
+from graphc.data import Dataset
+from graphc.errors import InputError
+from graphc.execute import Session
+from graphc.ir import Array, Graph
+from graphc.ir.check import check
+from graphc.ir.cost import cost
+from graphc.ir.text import fingerprint
+from graphc.memory import Memory
+from graphc.metrics import Metric
+from graphc.passes.protocol import Context, Observation, Pass, Skip, Statistics, check_order
+from graphc.progress import Progress, silent, within
+from graphc.quality import Model, Samples, qualities
+from graphc.report import Quality, Skipped, Step
+
+
+@dataclass(frozen=True)
+class Data:
+    """What passes observe and what the steps are judged by; either may be missing."""
+
+    calibration: Dataset | None = None
+    evaluation: Dataset | None = None
+    metric: Metric | None = None
+
+    @property
+    def judged_on(self) -> Samples | None:
+        """The evaluation data where there is some, else the calibration data."""
+        if self.evaluation is not None:
+            return Samples(self.evaluation, "evaluation", self.metric)
+        return Samples(self.calibration, "calibration", None) if self.calibration is not None else None
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """The graph after the last step, and what each step did; step 0 is the model itself."""
+
+    graph: Graph
+    steps: tuple[Step, ...]
+
+
+def run(
+    model: Graph,
+    passes: Sequence[Pass],
+    data: Data,
+    memory: Memory,
+    *,
+    progress: Progress = silent,
+    stop_after: int | None = None,
+) -> Compressed:
+    """Apply `passes` (the first `stop_after` of them) to `model`.
+
+    Raises InputError where the order of the passes breaks their rules, before anything runs, and where a pass wants
+    statistics and there is no calibration data; InternalError where a pass leaves a graph that is not valid.
+    """
+    check_order(passes)
+    graphs: list[Graph] = [model]
+    skips: list[Sequence[Skip]] = [()]
+    for index, step in enumerate(passes[:stop_after], 1):
+        stage = within(progress, f"step {index} ({step.kind})")
+        stage("", 0.0)
+        context = Context(_statistics(step, graphs[-1], data, memory, stage), stage)
+        graphs.append(step.apply(graphs[-1], context))
+        check(graphs[-1])
+        skips.append(context.skips)
+        stage("", 1.0)
+    qualities = _judge(graphs, data, memory, progress)
+    steps = zip([None, *passes], graphs, skips, qualities, strict=False)
+    return Compressed(graphs[-1], tuple(_step(index, *parts) for index, parts in enumerate(steps)))
+
+
+def _step(index: int, step: Pass | None, graph: Graph, skips: Sequence[Skip], quality: Quality | None) -> Step:
+    price = cost(graph)
+    return Step(
+        index=index,
+        kind=step.kind if step else "model",
+        options=step.model_dump(mode="json", exclude={"kind"}) if step else {},
+        nodes=len(graph.nodes),
+        bytes=price.bytes,
+        parameters=price.parameters,
+        macs=price.macs,
+        quality=quality,
+        skips=tuple(Skipped(node=skip.node, operator=skip.operator, reason=skip.reason) for skip in skips),
+    )
+
+
+def _statistics(step: Pass, graph: Graph, data: Data, memory: Memory, progress: Progress) -> Statistics:
+    """What `step` wants to know of `graph`: collected in one run over the calibration data, or remembered."""
+    wishes = step.observes(graph)
+    if not wishes:
+        return {}
+    if data.calibration is None:
+        problem = f"the pass {step.kind} needs calibration data, and the spec has none."
+        raise InputError("data.calibration", problem, "Add `calibration: {path: ..., count: ...}` under `data:`.")
+    parts = (fingerprint(graph), data.calibration.fingerprint, [f"{wish.value} {wish.statistic}" for wish in wishes])
+    kept = memory.recall("statistics", *parts)
+    if kept is not None and (found := from_arrays(wishes, _unpacked(kept))) is not None:
+        return found
+    collected = _collect(graph, wishes, data.calibration, progress)
+    memory.keep(_packed(to_arrays(collected)), "statistics", *parts)
+    return collected
+
+
+def _collect(graph: Graph, wishes: Sequence[Observation], data: Dataset, progress: Progress) -> Statistics:
+    feeds = (batch.feeds for batch in data)
+    return calibrate(graph, wishes, feeds, progress=lambda done: progress("calibration", done / len(data)))
+
+
+def _judge(graphs: Sequence[Graph], data: Data, memory: Memory, progress: Progress) -> list[Quality | None]:
+    """The quality of each graph against the first."""
+    if data.judged_on is None:
+        return [None] * len(graphs)
+    names = [fingerprint(graph) for graph in graphs]
+    outside = border_types(graphs[0])
+    starts = {name: partial(_runner, graph, outside) for name, graph in zip(names, graphs, strict=True)}
+    found = qualities(graphs[0], starts, data.judged_on, memory, progress)
+    return [found[name] for name in names]
+
+
+def _runner(graph: Graph, outside: Mapping[str, np.dtype[np.generic]]) -> Model:
+    return Border.of(graph, outside).around(Session(graph).run)
+
+
+def _packed(arrays: Mapping[str, Array]) -> bytes:
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]  # numpy's own annotation takes each keyword for allow_pickle
+    return content.getvalue()
+
+
+def _unpacked(content: bytes) -> dict[str, Array]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        return dict(stored)

@@ -1,0 +1,121 @@
+"""What a build reports: sizes, work and error after each step, and what each target needs and takes. `report.json`.
+
+Everything but measured times is a function of the spec, the model and the data.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from graphc.errors import InputError
+from graphc.staging import REPORT
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class Quality(Record):
+    """How good a graph is on some data, and how far from the original float model.
+
+    `sqnr` is the signal to quantization noise ratio of the worst output, 10 log10(sum(ref^2) / sum((ref - y)^2)) in dB;
+    none where nothing differs. `error` is the largest |ref - y| over the largest |ref|, of the worst output.
+    """
+
+    samples: int
+    data: Literal["evaluation", "calibration"]
+    metric: str | None
+    value: float | None
+    sqnr: float | None
+    error: float
+
+
+class Skipped(Record):
+    node: str
+    operator: str
+    reason: str
+
+
+class Step(Record):
+    """The graph after one pass; step 0 is the model as it was loaded. `bytes` are those of its constants."""
+
+    index: int
+    kind: str
+    options: dict[str, Any]
+    nodes: int
+    bytes: int
+    parameters: int
+    macs: int | None
+    quality: Quality | None
+    skips: tuple[Skipped, ...]
+
+
+class Latency(Record):
+    """Seconds of one run: median, minimum, 10th and 90th percentile. `measured` is when, in UTC."""
+
+    engine: str
+    threads: int
+    median: float
+    minimum: float
+    low: float
+    high: float
+    measured: str
+
+
+class TargetReport(Record):
+    """`flash`: bytes of code and weights. `ram`: bytes of the arena. `quality`: of the artifact, where it runs."""
+
+    id: str
+    flash: int
+    ram: int
+    ram_lower_bound: int
+    kernels: int
+    calls: int
+    quality: Quality | None
+    latency: Latency | None
+
+
+class Limit(Record):
+    """One line of the budget: what was allowed and what came. `target` is empty for the model as a whole."""
+
+    key: str
+    target: str
+    allowed: float
+    actual: float | None
+
+    @property
+    def missed(self) -> bool:
+        return self.actual is not None and self.actual > self.allowed
+
+
+class Report(Record):
+    """A build. `model`: where the original came from; `types`: element types of its inputs and outputs."""
+
+    graphc: str
+    name: str
+    model: str
+    spec: dict[str, Any]
+    types: dict[str, str]
+    model_bytes: int
+    steps: tuple[Step, ...]
+    targets: tuple[TargetReport, ...]
+    before: Latency | None
+    budget: tuple[Limit, ...]
+
+    def text(self) -> str:
+        """The content of `report.json`."""
+        return self.model_dump_json(indent=1) + "\n"
+
+
+def read_report(build: Path) -> Report:
+    """The report of a build folder. Raises InputError where there is none, or it was altered."""
+    path = build / REPORT
+    try:
+        return Report.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise InputError(str(build), f"holds no {REPORT}, so it is no finished build.", "Build it again.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path}: {where}", f"{first['msg']}.", "Build it again.") from error
