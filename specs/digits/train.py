@@ -3,8 +3,8 @@
     python specs/digits/train.py          # needs: pip install -e '.[train,dev]'
 
 The data are real: 1,797 scans of 8x8 pixels with 17 grey levels (UCI Optical Recognition of Handwritten Digits). 500
-are held out, drawn evenly from the ten digits; 200 of those trained on serve for calibration. One thread and fixed seeds
-make a run repeatable on one machine; another torch or CPU may round differently and end in other weights.
+are held out, drawn evenly from the ten digits; 200 of those trained on serve for calibration. One thread and fixed
+seeds make a run repeatable on one machine; another torch or CPU may round differently and end in other weights.
 """
 
 from pathlib import Path
