@@ -11,14 +11,22 @@ from typing import Literal
 
 from graphc.errors import InternalError
 from graphc.ir.graph import Graph, Node
-from graphc.passes import fold_chains, fold_identities, fold_linear, fold_pads, fold_reshapes, fold_transposes
+from graphc.passes import (
+    fold_chains,
+    fold_control,
+    fold_identities,
+    fold_linear,
+    fold_pads,
+    fold_reshapes,
+    fold_transposes,
+)
 from graphc.passes.fold_constants import fold_constants
 from graphc.passes.fold_duplicates import Digests, remove_duplicates
 from graphc.passes.fold_shapes import fold_shapes
 from graphc.passes.fold_sweep import Refuse, Rules, Sweep, merge
 from graphc.passes.protocol import Context, Pass
 
-_CLEAN = merge(fold_identities.RULES, fold_reshapes.RULES, fold_transposes.RULES)
+_CLEAN = merge(fold_control.RULES, fold_identities.RULES, fold_reshapes.RULES, fold_transposes.RULES)
 _MERGE = merge(_CLEAN, fold_pads.RULES, fold_linear.RULES, fold_chains.RULES)
 STAGES: tuple[Rules, ...] = (_CLEAN, _MERGE)
 """Rules that join stage after stage, each stage run to a fixpoint."""
@@ -51,20 +59,30 @@ def fold(graph: Graph, refuse: Refuse = _quiet) -> Graph:
     Raises InternalError where rules do not come to an end.
     """
     digests = Digests()
+    refusals: list[tuple[Node, str]] = []
     for rules in STAGES:
-        steps: tuple[Callable[[Graph], Graph], ...] = (
-            lambda g: remove_duplicates(g, digests),
-            lambda g: fold_constants(g, refuse),
-            fold_shapes,
-            lambda g, rules=rules: Sweep(g, refuse).run(rules),  # type: ignore[misc]
-        )
-        graph = _fixpoint(graph, steps)
+        graph = _fixpoint(graph, rules, digests, refusals)
+    for node, reason in refusals:
+        refuse(node, reason)
     return graph
 
 
-def _fixpoint(graph: Graph, steps: tuple[Callable[[Graph], Graph], ...]) -> Graph:
+def _fixpoint(graph: Graph, rules: Rules, digests: Digests, refusals: list[tuple[Node, str]]) -> Graph:
+    """Sweep until a round changes nothing; what that last round refused is left in `refusals`."""
+
+    def refuse(node: Node, reason: str) -> None:
+        refusals.append((node, reason))
+
+    steps: tuple[Callable[[Graph], Graph], ...] = (
+        lambda g: remove_duplicates(g, digests),
+        lambda g: fold_constants(g, refuse),
+        fold_shapes,
+        lambda g: Sweep(g, refuse).run(rules),
+        lambda g: fold_control.fold_bodies(g, lambda body: fold(body, refuse)),
+    )
     for _ in range(ROUNDS):
         before = graph
+        refusals.clear()
         for step in steps:
             graph = step(graph)
         if graph is before:

@@ -118,8 +118,14 @@ class _Evaluation:
         if any(not self.types[name].is_static for name in node.results):
             return read <= SMALL
         size = sum(self.types[name].bytes for name in node.results)
-        freed = sum(self.types[name].bytes for name in node.reads if self.graph.sole_user(name) is node)
-        return size <= SMALL or (size <= GROWTH * freed and size <= LARGEST)
+        return size <= SMALL or (size <= GROWTH * sum(map(self._freed, node.reads)) and size <= LARGEST)
+
+    def _freed(self, name: str) -> float:
+        """Bytes that go with this reader of `name`: its share, where all readers are evaluated."""
+        users = self.graph.users[name]
+        if name in self.graph.outputs or not all(user in self.folded or self._ready(user) for user in users):
+            return 0
+        return self.types[name].bytes / len(users)
 
 
 def evaluate(node: Node, operands: Mapping[str, Array], types: Mapping[str, TensorType]) -> dict[str, Array] | None:
