@@ -11,10 +11,13 @@ from math import prod
 from graphc.ir.graph import Graph, Node, TensorType
 from graphc.ir.nested import trips
 
+NOT_WEIGHTS = frozenset(("int64", "bool", "object"))
+"""Types of shapes, axes, conditions and texts. (int32 holds the biases of 8-bit layers.)"""
+
 
 @dataclass(frozen=True, slots=True)
 class NodeCost:
-    """One node, with the constants that it is the first to read, decoders between or not. Open shapes: `macs` is None."""
+    """One node, and the constants that it is the first to read, through decoders too. Open shapes: `macs` is None."""
 
     name: str
     op: str
@@ -68,7 +71,10 @@ class _Counter:
         for name in node.reads:
             leaves = [self._types[leaf] for leaf in self._leaves(name)]
             stored += sum(leaf.bytes for leaf in leaves)
-            if any(map(_parameters, leaves)) and node.op not in ("QuantizeLinear", "DequantizeLinear"):
+            if any(leaf.dtype.name not in NOT_WEIGHTS for leaf in leaves) and node.op not in (
+                "QuantizeLinear",
+                "DequantizeLinear",
+            ):
                 parameters += _parameters(self._types[name])
         inner = [_Counter(body, self._types, self._fixed).count() for body in node.subgraphs]
         return NodeCost(
@@ -140,11 +146,8 @@ def _einsum(node: Node, operands: list[Shape], result: Shape) -> int:
     terms = node.get_str("equation", "").replace(" ", "").split("->")[0].split(",")
     if any("." in term for term in terms) or len(terms) != len(operands):
         return prod(result) * operands[0][-1]
-    sizes = {
-        index: size
-        for term, shape in zip(terms, operands, strict=True)
-        for index, size in zip(term, shape, strict=True)
-    }
+    pairs = (zip(term, shape, strict=True) for term, shape in zip(terms, operands, strict=True))
+    sizes = {index: size for pair in pairs for index, size in pair}
     seen = set(terms[0])
     total = 0
     for term in terms[1:]:

@@ -53,12 +53,10 @@ def test_parameters_of_real_models(shared_data: Path, name: str, parameters: int
 
 
 def test_groups_strides_and_bias() -> None:
-    found = cost_of(
-        """g (float[1,4,8,8] x) => (y)
-        <float[6,2,3,3] w = {%s}, float[6] b = {0,0,0,0,0,0}>
-        { y = Conv<group=2, strides=[2,2], pads=[1,1,1,1]>(x, w, b) }"""
-        % ",".join(["1"] * 108)
-    )
+    weights = ",".join(["1"] * 108)
+    found = cost_of(f"""g (float[1,4,8,8] x) => (y)
+        <float[6,2,3,3] w = {{{weights}}}, float[6] b = {{0,0,0,0,0,0}}>
+        {{ y = Conv<group=2, strides=[2,2], pads=[1,1,1,1]>(x, w, b) }}""")
     assert found.macs == 6 * 4 * 4 * 2 * 9
     assert found.parameters == 108 + 6
     assert found.bytes == 4 * (108 + 6)
