@@ -148,12 +148,12 @@ def _compile(unit: Unit, toolchain: Toolchain, work: Path, cache: Cache | None) 
     parts = [toolchain.name, toolchain.version, *toolchain.compiler[1:], *COMPILE]
     text = source.read_text(encoding="utf-8") + source.with_suffix(".h").read_text(encoding="utf-8")
     key = hashlib.sha256("\0".join([*parts, text]).encode()).hexdigest()
-    known = cache.get(key) if cache else None
+    known = cache.get(key) if cache is not None else None
     if known is not None:
         output.write_bytes(known)
         return
     toolchain.compile(source.name, output.name, work)
-    if cache:
+    if cache is not None:
         cache.put(key, output.read_bytes())
 
 

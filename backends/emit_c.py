@@ -24,8 +24,8 @@ from graphc.errors import InternalError
 from graphc.version import VERSION
 
 MAX_THREADS = 64
-STATE_BYTES = {True: 1024, False: 64}
-"""Room for the runtime's state, with threads and without; the C checks that it suffices."""
+STATE_BYTES = {True: 960, False: 24}
+"""Room for the runtime's state but its pointers to tensors, with threads and without; the C checks that it suffices."""
 
 C_TYPES = {
     "bool": "uint8_t",
@@ -59,7 +59,9 @@ class Unit:
     @property
     def state_bytes(self) -> int:
         """The state at the start of the arena, up to the first buffer."""
-        return -(-STATE_BYTES[self.target.hosted] // self.plan.alignment) * self.plan.alignment
+        pointers = 8 * (1 + len(self.program.inputs) + len(self.program.outputs))
+        needed = STATE_BYTES[self.target.hosted] + pointers
+        return -(-needed // self.plan.alignment) * self.plan.alignment
 
     @property
     def arena_bytes(self) -> int:

@@ -23,6 +23,10 @@ _TAKEN_PATTERN = re.compile(r"(u?int\d+_t|runtime_\w+|step_\d+|check_\w+|pthread
 _LIBRARY = frozenset({"atomic", "cnd", "mq", "mtx", "posix_spawn_file_actions", "posix_spawnattr", "sem"})
 
 
+LONGEST = 48
+"""Characters of a name that are kept: C99 tells 63 apart, and file names have limits too."""
+
+
 def model_identifier(name: str) -> str:
     """The prefix of everything that a model's C exports, and of its files. Empty names become `model`."""
     found = _letters(name) or "model"
@@ -49,7 +53,7 @@ def tensor_identifiers(names: Iterable[str]) -> list[str]:
 def _letters(name: str) -> str:
     ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     joined = re.sub(r"[^A-Za-z0-9]+", "_", ascii_name).strip("_")
-    return f"n{joined}" if joined[:1].isdigit() else joined
+    return (f"n{joined}" if joined[:1].isdigit() else joined)[:LONGEST].strip("_")
 
 
 def comment(text: str) -> str:

@@ -157,7 +157,8 @@ def _system(compiler: Sequence[str], archivers: Sequence[Sequence[str]], path: s
 
 def _zig(zig: Path, triple: str, cache: Path) -> Toolchain:
     """zig with an explicit target: the same bytes on every machine, whatever C library it has."""
-    environment = {"ZIG_GLOBAL_CACHE_DIR": str(cache / "zig"), "ZIG_LOCAL_CACHE_DIR": str(cache / "zig")}
+    folder = str(cache / "zig") if _is_writable(cache / "zig") else "zig-cache"  # in the folder it works in, at worst
+    environment = {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}
     target = _gnu_triple(triple)
     target += f".{GLIBC}" if target.endswith(("-gnu", "-gnueabihf", "-gnueabi")) else ""
     output, code = _capture([str(zig), "version"], Path.cwd(), {**os.environ, **environment}, 60)
@@ -165,6 +166,14 @@ def _zig(zig: Path, triple: str, cache: Path) -> Toolchain:
         raise ToolchainError("zig", f"`zig version` failed ({code}): {output.strip()}", "Reinstall `ziglang`.")
     compiler = (str(zig), "cc", "-target", target, "-fno-sanitize=undefined")
     return Toolchain("zig", output.strip(), compiler, (str(zig), "ar"), environment)
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def _response_file(objects: Sequence[str], folder: Path) -> str:

@@ -1,16 +1,23 @@
 """Programs whose kernels are written in C: they stand in for compiled ones where the kernels are not what is tested."""
 
+import subprocess
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+import pytest
 
-from graphc.artifact import Manifest, Quantization
-from graphc.backends.emit import emit
+from graphc.artifact import Manifest, Quantization, read
+from graphc.backends.cache import default_folder
+from graphc.backends.emit import NONE, emit
 from graphc.backends.plan import plan
 from graphc.backends.program import Buffer, Call, Kernel, Program
-from graphc.backends.toolchain import COMPILE, Toolchain
+from graphc.backends.targets import Target
+from graphc.backends.toolchain import Toolchain, find
 from graphc.backends.x86 import LEVELS, level_target
+from graphc.errors import ToolchainError
 
 TARGET = level_target(LEVELS[0])
 
@@ -45,15 +52,33 @@ DTYPES = {
 }
 
 
-def compile_kernels(toolchain: Toolchain, folder: Path, *flags: str) -> dict[str, bytes]:
+@cache
+def toolchain() -> Toolchain:
+    """What this machine has; the test skips where it has no C compiler, zig included."""
+    try:
+        return find(TARGET.triple, default_folder())
+    except ToolchainError as error:
+        pytest.skip(str(error))
+
+
+@cache
+def kernels() -> Mapping[str, bytes]:
     """Every kernel above as an object file of its own."""
-    folder.mkdir(parents=True, exist_ok=True)
     objects = {}
-    for name, text in KERNELS.items():
-        (folder / f"{name}.c").write_text(f"#include <stdint.h>\n{text}\n")
-        toolchain.compile(f"{name}.c", f"{name}.o", folder, (*COMPILE, "-Wno-missing-prototypes", *flags))
-        objects[name] = (folder / f"{name}.o").read_bytes()
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for name in KERNELS:
+            write_kernel(name, folder)
+            toolchain().compile(f"{name}.c", f"{name}.o", folder)
+            objects[name] = (folder / f"{name}.o").read_bytes()
     return objects
+
+
+def write_kernel(name: str, folder: Path) -> Path:
+    """`<name>.c`: one kernel as C."""
+    path = folder / f"{name}.c"
+    path.write_text(f"#include <stdint.h>\n{KERNELS[name]}\n")
+    return path
 
 
 def make(
@@ -109,11 +134,40 @@ def demo_reference(x: np.ndarray) -> dict[str, np.ndarray]:
 
 def build(
     program: Program,
-    objects: Mapping[str, bytes],
     folder: Path,
-    toolchain: Toolchain,
-    quantization: Mapping[str, Quantization] | None = None,
+    *,
+    target: Target = TARGET,
+    quantization: Mapping[str, Quantization] = NONE,
     io_in_arena: bool = False,
 ) -> Manifest:
+    """Plan and emit `program` to `folder`."""
     planned = plan(program, io_in_arena=io_in_arena)
-    return emit(program, planned, objects, folder, target=TARGET, toolchain=toolchain, quantization=quantization or {})
+    return emit(program, planned, kernels(), folder, target=target, toolchain=toolchain(), quantization=quantization)
+
+
+def compile_and_run(main: str, folder: Path, work: Path, *flags: str, kernels_as_c: bool = False) -> str:
+    """Build a C program on the artifact in `folder` with all warnings as errors, run it, and return what it prints.
+
+    `kernels_as_c` compiles the artifact's own C and its kernels with the same flags, instead of taking the archive.
+    """
+    compiler, name = toolchain().compiler, read(folder).identifier
+    (work / "main.c").write_text(f'#include "{name}.h"\n#include <stdio.h>\n#include <stdlib.h>\n{main}\n')
+    sources = [str(folder / f"lib{name}.a")]
+    if kernels_as_c:
+        sources = [str(folder / f"{name}.c"), *(str(write_kernel(each, work)) for each in KERNELS)]
+        sources += [str(extract_weights(folder, work))]
+    strict = ["-std=c99", "-O1", "-g", "-Wall", "-Wextra", "-Wconversion", "-Werror", f"-I{folder}"]
+    command = [*compiler, *strict, *flags, "main.c", *sources, "-o", "main", "-lpthread", "-lm"]
+    compiled = subprocess.run(command, cwd=work, check=False, capture_output=True, text=True, timeout=300)
+    assert compiled.returncode == 0, compiled.stderr
+    ran = subprocess.run([work / "main"], check=False, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+def extract_weights(folder: Path, work: Path) -> Path:
+    """The object of the weights, taken from the archive."""
+    name = read(folder).identifier
+    command = [*toolchain().archiver, "x", str(folder / f"lib{name}.a"), f"{name}_weights.o"]
+    subprocess.run(command, cwd=work, check=True, timeout=60)
+    return work / f"{name}_weights.o"
