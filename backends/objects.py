@@ -80,8 +80,12 @@ def tir_json(func: tirx.PrimFunc) -> str:
 
 def task_count(func: tirx.PrimFunc) -> int:
     """How many tasks `func` has: the extent of its outermost loop, 1 where there is no loop."""
-    loop = _outermost(func.body, func_name(func))
-    return 1 if loop is None else _constant(loop.extent, func_name(func))
+    subject = func_name(func)
+    loop = _outermost(func.body, subject)
+    if loop is None:
+        return 1
+    step = 1 if loop.step is None else _constant(loop.step, subject)
+    return -(-_constant(loop.extent, subject) // step)
 
 
 def func_name(func: tirx.PrimFunc) -> str:
@@ -165,7 +169,10 @@ def _mark(stmt: Any, symbol: str) -> Any:
             block.annotations,
         )
         return s_tir.SBlockRealize(stmt.iter_values, stmt.predicate, root)
-    return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body, annotations={TASKS: 1})
+    annotations = {**loop.annotations, TASKS: 1}
+    return tirx.For(
+        loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body, annotations=annotations, step=loop.step
+    )
 
 
 def _plain(func: tirx.PrimFunc, symbol: str) -> tirx.PrimFunc:

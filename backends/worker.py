@@ -56,7 +56,7 @@ class Server:
     def __init__(
         self, jobs: int | None = None, *, memory_bytes: int | None = None, scratch: Path | None = None
     ) -> None:
-        self.jobs = jobs or len(os.sched_getaffinity(0))
+        self.jobs = jobs or _processors()
         self._memory = memory_bytes or max(4 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
         self._scratch = scratch
         self._process: subprocess.Popen[bytes] | None = None
@@ -206,6 +206,11 @@ def note(text: str) -> None:
 def send_notes(listener: Callable[[str], None]) -> None:
     """In a job's process: where its notes go."""
     _listeners[:] = [listener]
+
+
+def _processors() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _error(job: Job, kind: str, details: Any) -> GraphcError:
