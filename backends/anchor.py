@@ -14,7 +14,7 @@ import tvm.ir
 import tvm_ffi
 from tvm import s_tir, tirx
 
-from graphc.backends.schedule_generic import inline_all
+from graphc.backends.schedule_generic import inline_all, schedule_block
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class Anchor:
     """The output position in the epilogue."""
     store: Any
     """The epilogue: one BufferStore of one output element."""
+    pad: Any = None
+    """The loop nest that writes `padded`, for rules that read the padded input."""
+    padded: Any = None
 
     def epilogue(self, position: Sequence[Any], accumulated: Any) -> Any:
         """The store of the element at `position`, given the expression of its accumulator."""
@@ -60,16 +63,18 @@ def find(function: Any) -> Anchor | None:
     operands = _operands(anchor)
     if len(operands) != 2 or not isinstance(out.body, tirx.BufferStore):
         return None
-    x = operands[0]
+    x, nest, padded = operands[0], None, None
     if pads:
         if not pads[0].body.buffer.same_as(x):
             return None
-        x = _operands(pads[0])[0]
+        padded, x = x, _operands(pads[0])[0]
+        schedule_block(sch, sch.get_sblock(pads[0].name_hint))
+        nest = sch.mod["main"].body.block.body.seq[0]
     variables = tuple(axis.var for axis in out.iter_vars)
     if any(not index.same_as(var) for index, var in zip(out.body.indices, variables, strict=True)):
         return None
     info = json.loads(str(anchor.annotations["graphc.anchor"]))
-    return Anchor(info, tuple(function.params), function.attrs, x, operands[1], anchor.body.buffer, variables, out.body)
+    return Anchor(info, tuple(function.params), function.attrs, x, operands[1], anchor.body.buffer, variables, out.body, nest, padded)
 
 
 def _operands(block: Any) -> list[Any]:

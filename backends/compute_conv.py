@@ -3,7 +3,7 @@
     acc[n, *p, o] = sum over k, c of x[n, *(p * stride + k * dilation - begin), c] * w[o, c, *k]
 
 Weights are packed at compile time so that the innermost axis is a run of output channels (a multiple of the vector):
-    dense      w[O / block, *K, I, block]
+    dense      w[O / block, *K, I, block]    or, for integer dot products of `step` inputs, w[O / block, *K, I / step, block, step]
     depthwise  w[*K, O]                      (groups = I; each output reads one input channel)
     grouped    w[*K, I / groups, O]
 """
@@ -35,6 +35,13 @@ class Convolution:
     filters: int
     groups: int
     block: int
+    step: int = 1
+    """Input channels that one dot-product instruction adds up."""
+
+    @property
+    def depth(self) -> int:
+        """Input channels of one group, rounded up to whole steps."""
+        return -(-self.channels // self.groups // self.step) * self.step
 
     @property
     def blocks(self) -> int:
@@ -45,18 +52,18 @@ class Convolution:
         span = self.window
         return json.dumps({"kind": f"conv_{self.kind}", "input": [batch, *self.size, self.channels], "output": span.output, "kernel": span.kernel,
                            "strides": span.strides, "dilations": span.dilations, "begin": span.begin, "filters": self.filters, "groups": self.groups,
-                           "block": self.block})
+                           "block": self.block, "step": self.step, "depth": self.depth})
 
 
-def convolution(state: Lowering, node: Node) -> Convolution:
-    """The geometry of a channels-last Conv node with weights (O, I / groups, *K)."""
+def convolution(state: Lowering, node: Node, step: int = 1) -> Convolution:
+    """The geometry of a channels-last Conv node with weights (O, I / groups, *K); `step` counts for dense ones."""
     _, *size, channels = state.type(node.inputs[0]).dims
     _, *output, filters = state.type(node.outputs[0]).dims
     kernel = state.type(node.inputs[1]).dims[2:]
     groups = node.get_int("group", 1)
     kind: Kind = "dense" if groups == 1 else "depthwise" if groups == channels else "grouped"
     span = window(node, size, output, kernel)
-    return Convolution(kind, span, tuple(size), channels, filters, groups, channel_block(state.target, filters))
+    return Convolution(kind, span, tuple(size), channels, filters, groups, channel_block(state.target, filters), step if kind == "dense" else 1)
 
 
 def pack(conv: Convolution, weights: Array) -> Array:
@@ -67,9 +74,10 @@ def pack(conv: Convolution, weights: Array) -> Array:
     if conv.kind == "grouped":
         return np.ascontiguousarray(weights.transpose(*spatial, 1, 0))
     missing = conv.blocks * conv.block - conv.filters
-    padded = np.pad(weights, [(0, missing)] + [(0, 0)] * (weights.ndim - 1))
-    blocked = padded.reshape(conv.blocks, conv.block, *weights.shape[1:])
-    return np.ascontiguousarray(blocked.transpose(0, *(s + 1 for s in spatial), 2, 1))
+    padded = np.pad(weights, [(0, missing), (0, conv.depth - weights.shape[1])] + [(0, 0)] * len(spatial))
+    blocked = padded.reshape(conv.blocks, conv.block, conv.depth // conv.step, conv.step, *weights.shape[2:])
+    ordered = blocked.transpose(0, *(s + 2 for s in spatial), 2, 1, 3)
+    return np.ascontiguousarray(ordered if conv.step > 1 else ordered[..., 0])
 
 
 def packed_on_the_fly(conv: Convolution, weights: te.Tensor) -> te.Tensor:
@@ -90,26 +98,27 @@ def packed_on_the_fly(conv: Convolution, weights: te.Tensor) -> te.Tensor:
     return te.compute((conv.blocks, *conv.window.kernel, conv.channels, conv.block), element, name="pack")
 
 
-def padded(x: te.Tensor, span: Window, value: Any) -> te.Tensor:
-    """x (N, *spatial, C) with `value` around it, just as far as the windows reach."""
-    if not any(b > 0 for b in span.begin) and not any(e > 0 for e in span.end):
-        return x
+def padded(x: te.Tensor, span: Window, value: Any, depth: int = 0) -> te.Tensor:
+    """x (N, *spatial, C) with `value` around it, just as far as the windows reach, and up to `depth` channels."""
     n, *size, c = (int(d) for d in x.shape)
+    if not any(b > 0 for b in span.begin) and not any(e > 0 for e in span.end) and c >= depth:
+        return x
     shape = [s + b + max(e, 0) for s, b, e in zip(size, span.begin, span.end, strict=True)]
 
     def element(*i: Any) -> Any:
         at = [p - b for p, b in zip(i[1:-1], span.begin, strict=True)]
         inside = [test for p, s, b, e in zip(at, size, span.begin, span.end, strict=True)
                   for test in (*([p >= 0] if b > 0 else []), *([p < s] if e > 0 else []))]
+        inside += [i[-1] < c] if c < depth else []
         return tirx.if_then_else(tirx.all(*inside), x[(i[0], *at, i[-1])], value)
 
-    return te.compute((n, *shape, c), element, name="pad", attrs={"graphc.role": "pad"})
+    return te.compute((n, *shape, max(c, depth)), element, name="pad", attrs={"graphc.role": "pad"})
 
 
-def accumulate(conv: Convolution, x: te.Tensor, weights: te.Tensor, dtype: str, pad_value: Any) -> te.Tensor:
-    """The sums, (N, *output, blocks, block) when dense, else (N, *output, O), in `dtype`."""
+def accumulate(conv: Convolution, x: te.Tensor, weights: te.Tensor, dtype: str, pad_value: Any, shift: int = 0) -> te.Tensor:
+    """The sums of (x + shift) * w, (N, *output, blocks, block) when dense, else (N, *output, O), in `dtype`."""
     span = conv.window
-    source = padded(x, span, pad_value)
+    source = padded(x, span, pad_value, conv.depth if conv.kind == "dense" else 0)
     taps = [te.reduce_axis((0, k), f"k{axis}") for axis, k in enumerate(span.kernel)]
     rank = len(taps)
 
@@ -129,9 +138,14 @@ def accumulate(conv: Convolution, x: te.Tensor, weights: te.Tensor, dtype: str, 
         return te.compute((n, *span.output, conv.filters),
                           lambda *i: te.sum(source[(i[0], *at(i), i[-1] // outer * inner + c)].astype(dtype) * weights[(*taps, c, i[-1])].astype(dtype), axis=[*taps, c]),
                           name="conv", attrs=attributes)
-    return te.compute((n, *span.output, conv.blocks, conv.block),
-                      lambda *i: te.sum(source[(i[0], *at(i), c)].astype(dtype) * weights[(i[-2], *taps, c, i[-1])].astype(dtype), axis=[*taps, c]),
-                      name="conv", attrs=attributes)
+
+    def term(*i: Any) -> Any:
+        place = (c, i[-1]) if conv.step == 1 else (c // conv.step, i[-1], c % conv.step)
+        value = source[(i[0], *at(i), c)].astype(dtype)
+        value = value + tirx.const(shift, dtype) if shift else value
+        return te.sum(value * weights[(i[-2], *taps, *place)].astype(dtype), axis=[*taps, c])
+
+    return te.compute((n, *span.output, conv.blocks, conv.block), term, name="conv", attrs=attributes)
 
 
 def sum_at(conv: Convolution, acc: te.Tensor, i: Sequence[Any]) -> Any:

@@ -4,6 +4,7 @@ Zero points are folded at compile time: weights w become w - w_zero_point (int16
 bias takes -x_zero_point * sum(w), so that kernels add plain products; padding is x_zero_point.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from tvm import te, tirx
 
 from graphc.backends import compute_conv, compute_matmul
 from graphc.backends.compute_pool import counts, pool_window, window_sum
+from graphc.backends.dot import dot_product
 from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
 from graphc.errors import UnsupportedError
 from graphc.ir import Array, Node
@@ -65,17 +67,20 @@ def _per_channel(array: Array, channels: int) -> Array:
 @computes(DOMAIN, "Conv")
 def conv(state: Lowering, node: Node) -> Sequence[Any]:
     """y = requantize(bias + sum (x - x_zp) * (w - w_zp))."""
-    shape = compute_conv.convolution(state, node)
     weights = _centered_weights(state, node, 4, 0)
+    dot = dot_product(state.target, weights.dtype)
+    shape = compute_conv.convolution(state, node, dot.step)
     zero_point = node.get_int("x_zero_point", 0)
-    bias = _per_channel(_constant(state, node, 2), shape.filters) - zero_point * weights.reshape(shape.filters, -1).astype(np.int64).sum(axis=1)
+    shift = dot.shift(state.type(node.inputs[0]).dtype) if shape.kind == "dense" else 0
+    weights = weights.astype(dot.weights if shape.kind == "dense" else weights.dtype)
+    bias = _per_channel(_constant(state, node, 2), shape.filters) - (zero_point + shift) * weights.reshape(shape.filters, -1).astype(np.int64).sum(axis=1)
     operands = [state.parameter(compute_conv.pack(shape, weights), node.inputs[1]), state.parameter(bias.astype(np.int32), node.inputs[2]),
                 state.parameter(_per_channel(_constant(state, node, 3), shape.filters), node.inputs[3])]
     dtype = state.type(node.inputs[0]).dtype.name
     output = state.type(node.outputs[0]).dims
 
     def define(x: te.Tensor, w: te.Tensor, bias: te.Tensor, scale: te.Tensor) -> te.Tensor:
-        acc = compute_conv.accumulate(shape, x, w, "int32", tirx.const(zero_point, dtype))
+        acc = compute_conv.accumulate(shape, x, w, "int32", tirx.const(zero_point, dtype), shift)
         return te.compute(output, lambda *i: requantized(state, node, compute_conv.sum_at(shape, acc, i) + bias[i[-1]], scale[i[-1]]), name="out")
 
     return [state.emit(define, state.value(node.inputs[0]), *operands, name="conv_int8", pattern=OUT_FUSIBLE)]
@@ -107,20 +112,29 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
         raise UnsupportedError(node.label, "integer products of vectors.", "Reshape the operands to matrices.")
     output = state.type(node.outputs[0]).dims
     product = compute_matmul.Product(tuple(np.broadcast_shapes(a[:-2], b[:-2])), a[-2], a[-1], b[-1], compute_matmul.channel_block(state.target, b[-1]))
-    a_zero_point, b_zero_point = node.get_int("a_zero_point", 0), node.get_int("b_zero_point", 0)
-    scale = state.parameter(_per_channel(_constant(state, node, 3), b[-1]), node.inputs[3])
-    operands = [state.value(node.inputs[0])]
-    if state.constant(node.inputs[1]) is not None:
+    zero_points = (node.get_int("a_zero_point", 0), node.get_int("b_zero_point", 0))
+    offsets = _per_channel(_constant(state, node, 2), b[-1]) if node.inputs[2] else np.zeros(b[-1], np.int32)
+    weights = state.constant(node.inputs[1])
+    if weights is not None and len(b) == 2:
+        weights = _centered_weights(state, node, 4, 1)
+        dot = dot_product(state.target, weights.dtype)
+        product = dataclasses.replace(product, step=dot.step if a[-1] % dot.step == 0 else 1)
+        shift = dot.shift(state.type(node.inputs[0]).dtype) if product.step > 1 else 0
+        weights = weights.astype(dot.weights if product.step > 1 else weights.dtype)
+        offsets = (offsets - (zero_points[0] + shift) * weights.astype(np.int64).sum(axis=0)).astype(np.int32)
+        right, zero_points = state.parameter(compute_matmul.pack(product, weights), node.inputs[1]), (-shift, 0)
+    elif weights is not None:
         weights = _centered_weights(state, node, 4, len(b) - 1)
-        operands.append(state.parameter(compute_matmul.pack(product, weights), node.inputs[1]))
-        b_zero_point = 0
+        right, zero_points = state.parameter(compute_matmul.pack(product, weights), node.inputs[1]), (zero_points[0], 0)
     else:
         packed = lambda t: compute_matmul.packed_on_the_fly(product, t)  # noqa: E731
-        operands.append(state.emit(packed, state.value(node.inputs[1]), name="pack", pattern=OPAQUE))
-    bias = [state.parameter(_per_channel(_constant(state, node, 2), b[-1]), node.inputs[2])] if node.inputs[2] else []
+        right = state.emit(packed, state.value(node.inputs[1]), name="pack", pattern=OPAQUE)
+    scale = state.parameter(_per_channel(_constant(state, node, 3), b[-1]), node.inputs[3])
+    operands = [state.value(node.inputs[0]), right]
+    bias = [state.parameter(offsets, node.inputs[2] or "zero_bias")] if offsets.any() else []
 
     def define(x: te.Tensor, w: te.Tensor, scale: te.Tensor, *bias: te.Tensor) -> te.Tensor:
-        acc = compute_matmul.accumulate(product, x, w, "int32", zero_points=(a_zero_point, b_zero_point))
+        acc = compute_matmul.accumulate(product, x, w, "int32", zero_points=zero_points)
 
         def element(*i: Any) -> Any:
             sums = compute_matmul.sum_at(product, acc, i)

@@ -1,6 +1,6 @@
 """Matrix products: y[..., m, n] = sum over k of a[..., m, k] * b[..., k, n] (+ bias), b packed in runs of n.
 
-    packed b: [K-major blocks] b[N / block, K, block] for one matrix, b[*batch, N / block, K, block] for many
+    packed b[*batch, N / block, K, block], or b[*batch, N / block, K / step, block, step] for integer dot products
 """
 
 import json
@@ -25,6 +25,8 @@ class Product:
     inner: int
     columns: int
     block: int
+    step: int = 1
+    """Terms that one dot-product instruction adds up; it divides `inner`."""
 
     @property
     def blocks(self) -> int:
@@ -33,7 +35,7 @@ class Product:
     def description(self, transposed: bool) -> str:
         """What the schedule rules read from the anchor's annotation."""
         return json.dumps({"kind": "matmul", "batch": self.batch, "rows": self.rows, "inner": self.inner, "columns": self.columns, "block": self.block,
-                           "transposed": transposed})
+                           "step": self.step, "transposed": transposed})
 
 
 def pack(product: Product, b: Array) -> Array:
@@ -41,7 +43,10 @@ def pack(product: Product, b: Array) -> Array:
     missing = product.blocks * product.block - product.columns
     padded = np.pad(b, [(0, 0)] * (b.ndim - 1) + [(0, missing)])
     blocked = padded.reshape(*b.shape[:-1], product.blocks, product.block)
-    return np.ascontiguousarray(np.moveaxis(blocked, -2, -3))
+    runs = np.moveaxis(blocked, -2, -3)
+    if product.step > 1:
+        runs = np.swapaxes(runs.reshape(*runs.shape[:-2], product.inner // product.step, product.step, product.block), -1, -2)
+    return np.ascontiguousarray(runs)
 
 
 def packed_on_the_fly(product: Product, b: te.Tensor, transposed: bool = False) -> te.Tensor:
@@ -72,7 +77,8 @@ def accumulate(product: Product, a: te.Tensor, b: te.Tensor, dtype: str, transpo
     def term(*i: Any) -> Any:
         row = (k, i[rank]) if transposed_a else (i[rank], k)
         left = a[(*batch_of(a, 2, i), *row)].astype(dtype)
-        right = b[(*batch_of(b, 3, i), i[rank + 1], k, i[rank + 2])].astype(dtype)
+        place = (k, i[rank + 2]) if product.step == 1 else (k // product.step, i[rank + 2], k % product.step)
+        right = b[(*batch_of(b, 3 if product.step == 1 else 4, i), i[rank + 1], *place)].astype(dtype)
         left = left - tirx.const(zero_points[0], dtype) if zero_points[0] else left
         right = right - tirx.const(zero_points[1], dtype) if zero_points[1] else right
         return te.sum(left * right, axis=k)

@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 
 from graphc.backends.anchor import Anchor
-from graphc.backends.statements import VECTORIZED, const, kernel, loop, sequence, spread, vector
+from graphc.backends.dot import dot_product
+from graphc.backends.dot_x86 import multiply_add
+from graphc.backends.statements import VECTORIZED, const, function, loop, sequence, spread, tasks, vector
 from graphc.backends.targets import Target
 from graphc.backends.tiles import columns_in_tile
 
@@ -63,7 +66,7 @@ class Geometry:
 
 def schedule(anchor: Anchor, target: Target) -> Any:
     """The kernel of a dense convolution or matrix product, None where the form is another."""
-    if anchor.info["kind"] == "conv_dense":
+    if anchor.info["kind"] == "conv_dense" and len(anchor.info["kernel"]) == 2:
         return _Convolution(anchor, target).build()
     if anchor.info["kind"] == "matmul":
         return _Product(anchor, target).build()
@@ -78,11 +81,14 @@ class _Contraction:
         self.dtype = str(anchor.accumulator.dtype)
         self.lanes = min(max(1, target.lanes(32)), geometry.block)
         self.vectors = geometry.block // self.lanes
+        self.source = anchor.x
+        self.step = int(anchor.info["step"])
+        self.dot = dot_product(target, np.dtype(str(anchor.weights.dtype))) if self.step > 1 else None
 
     def x(self, row: Any, column: Any, kh: Any, kw: int, c: Any) -> Any:
         raise NotImplementedError
 
-    def w(self, row: Any, block: Any, kh: Any, kw: int, c: Any, lane: Any) -> Any:
+    def w(self, row: Any, block: Any, kh: Any, kw: Any, inner: list[Any]) -> Any:
         raise NotImplementedError
 
     def position(self, row: Any, column: Any, channel: Any) -> list[Any]:
@@ -102,7 +108,9 @@ class _Contraction:
 
     def build(self) -> Any:
         count, split = self.tasks()
-        return kernel(self.anchor.parameters, self.anchor.attributes, count, lambda task: self._row(*split(task)))
+        nest = tasks(count, lambda task: self._row(*split(task)))
+        nests, shared = ([self.anchor.pad, nest], [self.anchor.padded]) if self.source is not self.anchor.x else ([nest], [])
+        return function(self.anchor.parameters, self.anchor.attributes, nests, shared)
 
     def _row(self, row: Any, block: Any) -> Any:
         """All tiles of one row; neighbours that reach the same columns share one loop."""
@@ -142,14 +150,22 @@ class _Contraction:
         def body(c: Any) -> Any:
             statements = []
             for v in range(self.vectors):
-                weights = self.w(row, block, kh, kw, c, vector(v * self.lanes, self.lanes))
                 for p in columns:
-                    at = [vector((p * self.vectors + v) * self.lanes, self.lanes)]
-                    value = spread(self.x(row, first + p, kh, kw, c), self.lanes)
-                    statements.append(tirx.BufferStore(acc, acc[at[0]] + value * weights, at))
+                    at = vector((p * self.vectors + v) * self.lanes, self.lanes)
+                    statements.append(tirx.BufferStore(acc, self._multiply_add(acc[at], row, block, first + p, kh, kw, c, v), [at]))
             return sequence(statements)
 
-        return loop("c", 0, self.geometry.depth, body)
+        return loop("c", 0, self.geometry.depth // self.step, body)
+
+    def _multiply_add(self, acc: Any, row: Any, block: Any, column: Any, kh: Any, kw: Any, c: Any, v: int) -> Any:
+        """One vector of sums plus one input (or `step` of them) times one vector of weights."""
+        if self.dot is None:
+            value = spread(tirx.Cast(self.dtype, self.x(row, column, kh, kw, c)), self.lanes)
+            weights = self.w(row, block, kh, kw, [c, vector(v * self.lanes, self.lanes)])
+            return acc + value * tirx.Cast(f"{self.dtype}x{self.lanes}" if self.lanes > 1 else self.dtype, weights)
+        inputs = self.x(row, column, kh, kw, vector(c * self.step, self.step))
+        weights = self.w(row, block, kh, kw, [c, const(v * self.lanes), vector(const(0), self.lanes * self.step)])
+        return multiply_add(self.dot, acc, inputs, weights, self.lanes, self.dot.shift(np.dtype(str(self.source.dtype))))
 
     def _store(self, acc: Any, row: Any, block: Any, first: Any, p: int) -> Any:
         """The epilogue of one output position: whole vectors, then what is left in the last block."""
@@ -175,15 +191,18 @@ class _Convolution(_Contraction):
 
     def __init__(self, anchor: Anchor, target: Target) -> None:
         info = anchor.info
-        self.batch, self.height, width, depth = info["input"]
+        integer = not str(anchor.accumulator.dtype).startswith("float")
+        through_pad = integer and anchor.pad is not None  # padding is the zero point there, not nothing
+        self.batch, self.height, width, _ = (int(d) for d in anchor.padded.shape) if through_pad else info["input"]
         self.out_height, self.out_width = info["output"]
-        self.strides, self.dilations, self.begin = info["strides"], info["dilations"], info["begin"]
+        self.strides, self.dilations, self.begin = info["strides"], info["dilations"], [0, 0] if through_pad else info["begin"]
         kernel = tuple(info["kernel"])
-        self.flat = kernel == (1, 1) and self.strides == [1, 1] and not any(self.begin) and info["output"] == info["input"][1:3]
+        self.flat = kernel == (1, 1) and self.strides == [1, 1] and not any(self.begin) and info["output"] == [self.height, width]
         rows, columns = (1, self.batch * self.height * width) if self.flat else (self.batch * self.out_height, self.out_width)
         tile = columns_in_tile(target, columns, info["block"])
-        super().__init__(anchor, target, Geometry(rows, columns, info["filters"], info["block"], depth, kernel, self.strides[1], self.dilations[1],
+        super().__init__(anchor, target, Geometry(rows, columns, info["filters"], info["block"], info["depth"], kernel, self.strides[1], self.dilations[1],
                                                   self.begin[1], columns if self.flat else width, tile))
+        self.source = anchor.padded if through_pad else anchor.x
 
     def _pixel(self, row: Any, column: Any) -> tuple[Any, Any, Any]:
         """(image, row, column) of an output position."""
@@ -194,10 +213,10 @@ class _Convolution(_Contraction):
     def x(self, row: Any, column: Any, kh: Any, kw: Any, c: Any) -> Any:
         image, i, j = self._pixel(row, column)
         g = self.geometry
-        return self.anchor.x[image, i * self.strides[0] + kh * self.dilations[0] - self.begin[0], j * g.stride + kw * g.dilation - g.begin, c]
+        return self.source[image, i * self.strides[0] + kh * self.dilations[0] - self.begin[0], j * g.stride + kw * g.dilation - g.begin, c]
 
-    def w(self, row: Any, block: Any, kh: Any, kw: Any, c: Any, lane: Any) -> Any:
-        return self.anchor.weights[block, kh, kw, c, lane]
+    def w(self, row: Any, block: Any, kh: Any, kw: Any, inner: list[Any]) -> Any:
+        return self.anchor.weights[(block, kh, kw, *inner)]
 
     def position(self, row: Any, column: Any, channel: Any) -> list[Any]:
         return [*self._pixel(row, column), channel]
@@ -241,10 +260,10 @@ class _Product(_Contraction):
 
     def x(self, row: Any, column: Any, kh: Any, kw: Any, c: Any) -> Any:
         inner = (c, column) if self.anchor.info["transposed"] else (column, c)
-        return self.anchor.x[(*self._own(row, self.anchor.x.shape, 2), *inner)]
+        return self.source[(*self._own(row, self.source.shape, 2), *inner)]
 
-    def w(self, row: Any, block: Any, kh: Any, kw: Any, c: Any, lane: Any) -> Any:
-        return self.anchor.weights[(*self._own(row, self.anchor.weights.shape, 3), block, c, lane)]
+    def w(self, row: Any, block: Any, kh: Any, kw: Any, inner: list[Any]) -> Any:
+        return self.anchor.weights[(*self._own(row, self.anchor.weights.shape, 3 if self.step == 1 else 4), block, *inner)]
 
     def position(self, row: Any, column: Any, channel: Any) -> list[Any]:
         return [*self._batch(row), column, channel]

@@ -19,7 +19,7 @@ def schedule(function: Any) -> Any:
     sch = s_tir.Schedule(function, debug_mask="none")
     inline_all(sch)
     for block in sch.get_child_blocks(sch.get_sblock("root")):
-        _schedule_block(sch, block)
+        schedule_block(sch, block)
     return sch.mod["main"]
 
 
@@ -42,7 +42,8 @@ def _is_output(sch: Any, block: Any) -> bool:
     return any(region.source.same_as(p) for region in sch.get(block).writes for p in sch.mod["main"].params)
 
 
-def _schedule_block(sch: Any, block: Any) -> None:
+def schedule_block(sch: Any, block: Any) -> None:
+    """Outer spatial loops fused into tasks, reductions next, the innermost spatial loop last."""
     loops = sch.get_loops(block)
     if not loops:
         return

@@ -36,9 +36,13 @@ def spread(value: Any, lanes: int) -> Any:
     return tirx.Broadcast(value, lanes) if lanes > 1 else value
 
 
-def kernel(parameters: Sequence[Any], attributes: Any, tasks: int, body: Callable[[Any], Any]) -> Any:
-    """A PrimFunc of one loop nest whose `tasks` may run in any order."""
+def tasks(count: int, body: Callable[[Any], Any]) -> Any:
+    """A loop nest whose iterations may run in any order, on any thread."""
     task = tirx.Var("task", "int32")
-    nest = tirx.For(task, 0, tasks, SERIAL, body(task), annotations={PARALLEL: 1})
-    root = s_tir.SBlock([], [], [], "root", nest)
+    return tirx.For(task, 0, count, SERIAL, body(task), annotations={PARALLEL: 1})
+
+
+def function(parameters: Sequence[Any], attributes: Any, nests: Sequence[Any], shared: Sequence[Any] = ()) -> Any:
+    """A PrimFunc that runs loop nests one after another; `shared` buffers live across them."""
+    root = s_tir.SBlock([], [], [], "root", sequence(nests), alloc_buffers=list(shared))
     return tirx.PrimFunc(list(parameters), s_tir.SBlockRealize([], tirx.const(True, "bool"), root), attrs=attributes)
