@@ -17,6 +17,7 @@ from graphc.passes import (
     fold_identities,
     fold_linear,
     fold_pads,
+    fold_patterns,
     fold_reshapes,
     fold_transposes,
 )
@@ -27,8 +28,9 @@ from graphc.passes.fold_sweep import Refuse, Rules, Sweep, merge
 from graphc.passes.protocol import Context, Pass
 
 _CLEAN = merge(fold_control.RULES, fold_identities.RULES, fold_reshapes.RULES, fold_transposes.RULES)
-_MERGE = merge(_CLEAN, fold_pads.RULES, fold_linear.RULES, fold_chains.RULES)
-STAGES: tuple[Rules, ...] = (_CLEAN, _MERGE)
+_PATTERNS = merge(fold_patterns.RULES, _CLEAN)
+_MERGE = merge(_PATTERNS, fold_pads.RULES, fold_linear.RULES, fold_chains.RULES)
+STAGES: tuple[Rules, ...] = (_CLEAN, _PATTERNS, _MERGE)
 """Rules that join stage after stage, each stage run to a fixpoint."""
 
 ROUNDS = 10_000

@@ -20,6 +20,8 @@ NEUTRAL: Mapping[str, tuple[float, bool]] = {
     "Pow": (1, False),
     "And": (1, True),
     "Or": (0, True),
+    "Max": (-np.inf, True),
+    "Min": (np.inf, True),
 }
 """Operator -> its neutral element, and whether that may stand on the left as well."""
 
@@ -52,8 +54,10 @@ def drop_dropout(sweep: Sweep, node: Node) -> bool:
 
 
 def drop_neutral(sweep: Sweep, node: Node) -> bool:
-    """x + 0, x - 0, x * 1, x / 1, x ** 1, x and True, x or False  ->  x, where the constant does not widen x"""
+    """x + 0, x - 0, x * 1, x / 1, x ** 1, x and True, max(x, -inf), ...  ->  x, where the constant does not widen x"""
     element, symmetric = NEUTRAL[node.op]
+    if len(node.inputs) != 2:
+        return False
     for index in (1, 0) if symmetric else (1,):
         array, other = sweep.constant(node.inputs[index]), node.inputs[1 - index]
         if array is not None and _all_equal(array, element) and _keeps_shape(sweep, other, array, node.outputs[0]):

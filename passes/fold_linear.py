@@ -147,7 +147,8 @@ def _may_change_weight(sweep: Sweep, layer: Linear, other: Node) -> bool:
     """Whether the layer's weights are its own constants; says why not."""
     name = layer.node.inputs[1]
     if layer.weight is None:
-        sweep.refuse(other, f"the weights of {layer.node.label} are no plain constant")
+        if sweep.is_decoded(name):
+            sweep.refuse(other, f"the weights of {layer.node.label} come from a decoder")
         return False
     if sweep.graph.sole_user(name) is not layer.node:
         users = [user.label for user in sweep.graph.users.get(name, ()) if user is not layer.node]

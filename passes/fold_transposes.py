@@ -7,6 +7,7 @@
     Transpose(Add(Transpose(x), y))            ->  Add(x, Transpose(y))        where the outer one undoes the inner
     Concat, Softmax, Reduce*, ArgMax, Pad, Slice of a Transpose                the axes are renamed
     Transpose that only moves dimensions of 1  ->  Reshape
+    Transpose(Reshape(x)) over dimensions of 1 ->  Reshape(Transpose(x))
     Gemm(Transpose(a), b)                      ->  Gemm(a, b, transA)
 
 Each step removes a Transpose, or moves one towards the outputs; none makes more of them.
@@ -72,6 +73,31 @@ def merge(sweep: Sweep, node: Node) -> bool:
     if not sweep.claim(node, through=[inner]):
         return False
     sweep.edit.replace(node, inputs=[inner.inputs[0]], attributes={"perm": order})
+    return True
+
+
+def past_reshape(sweep: Sweep, node: Node) -> bool:
+    """Transpose(Reshape(x))  ->  Reshape(Transpose(x)), where the Reshape only adds or drops dimensions of 1"""
+    move, order = sweep.producer(node.inputs[0], "Reshape"), permutation(sweep, node)
+    if move is None or order is None or sweep.is_decoded(node.inputs[0]):
+        return False
+    before, between = sweep.shape(move.inputs[0]), sweep.shape(node.inputs[0])
+    if before is None or between is None or 0 in between:
+        return False
+    inner = [axis for axis, d in enumerate(before) if d != 1]
+    outer = [axis for axis, d in enumerate(between) if d != 1]
+    if [before[axis] for axis in inner] != [between[axis] for axis in outer]:
+        return False
+    wanted = [inner[outer.index(axis)] for axis in order if between[axis] != 1]
+    slots = iter(wanted)
+    turn = tuple(next(slots) if d != 1 else axis for axis, d in enumerate(before))
+    if not sweep.claim(node, through=[move]):
+        return False
+    result = node.outputs[0]
+    turned = sweep.edit.fresh(f"{result}_unshaped")
+    sweep.edit.replace(node, inputs=[move.inputs[0]], attributes={"perm": turn}, outputs=[turned])
+    dims = sweep.shape_constant([between[axis] for axis in order], f"{result}_shape")
+    sweep.edit.add("Reshape", [turned, dims], name=f"{node.name}_shape", outputs=[result], near=node)
     return True
 
 
@@ -271,6 +297,7 @@ RULES: Rules = by_operator(
     (
         (simplify, ("Transpose",)),
         (merge, ("Transpose",)),
+        (past_reshape, ("Transpose",)),
         (across, ("Transpose",)),
         (past_unary, UNARY),
         (past_constant, BINARY),
