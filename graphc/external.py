@@ -4,6 +4,7 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from onnx import TensorProto, helper, numpy_helper
 
 from graphc.errors import InputError
@@ -24,7 +25,7 @@ class Folder:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._maps: dict[Path, np.memmap[tuple[int], np.dtype[np.uint8]]] = {}
+        self._maps: dict[Path, npt.NDArray[np.uint8]] = {}
 
     def tensor(self, proto: TensorProto) -> Array:
         """A view into the mapped file (unpacked copies for types under one byte).
@@ -76,8 +77,8 @@ class Folder:
                 "Load the model by its path.",
             )
         folder = self._path.resolve()
-        path = (folder / location).resolve()
-        if not location or path == folder or not path.is_relative_to(folder):
+        path = (folder / location.replace("\0", "")).resolve()
+        if not location or "\0" in location or path == folder or not path.is_relative_to(folder):
             raise InputError(
                 where,
                 f"its data path '{location}' leaves the model's folder.",
@@ -85,12 +86,13 @@ class Folder:
             )
         return path
 
-    def _map(self, path: Path, where: str) -> np.memmap[tuple[int], np.dtype[np.uint8]]:
+    def _map(self, path: Path, where: str) -> npt.NDArray[np.uint8]:
         if path not in self._maps:
             if not path.is_file():
                 raise InputError(where, f"its data file '{path.name}' is missing.", f"Put it in {path.parent}.")
             try:
-                self._maps[path] = np.memmap(path, np.uint8, "r")
+                mapped = path.stat().st_size > 0  # an empty file cannot be mapped
+                self._maps[path] = np.memmap(path, np.uint8, "r") if mapped else np.empty(0, np.uint8)
             except (OSError, ValueError) as error:
                 raise InputError(
                     where, f"its data file '{path.name}' cannot be read: {error}.", "Export the model again."

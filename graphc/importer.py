@@ -8,31 +8,28 @@ External data is memory-mapped and never copied.
 """
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableSequence, Sequence
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import networkx as nx
-import numpy as np
 import onnx
 import onnx.inliner
 import onnx.version_converter
-from google.protobuf.message import DecodeError, Message
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
+from google.protobuf.message import DecodeError
+from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from graphc.errors import InputError, UnsupportedError
 from graphc.external import Folder
-from graphc.ir.check import has_nan
 from graphc.ir.functions import DOMAIN, VERSION, function_for
 from graphc.ir.graph import IR_VERSION, OPSET, Array, Attribute, Dim, Graph, Node, TensorType
-from graphc.ir.infer import MAX_SHAPE_DATA, type_from_proto
+from graphc.ir.infer import type_from_proto
 from graphc.ir.nested import retype
-from graphc.ir.protobuf import attribute_from_proto, tensor_from_proto, tensor_to_proto, type_to_proto
+from graphc.ir.protobuf import attribute_from_proto, type_to_proto
+from graphc.weights import ONNX, Weights, describe, free_name, set_field, subgraphs
 
 OLDEST_OPSET = 7
-ONNX = ("", "ai.onnx")
 
 Source: TypeAlias = str | Path | bytes | ModelProto
 
@@ -154,13 +151,9 @@ def _uses_onnx(graph: GraphProto) -> bool:
     return any(node.domain in ONNX for node in graph.node)
 
 
-def _subgraphs(node: NodeProto) -> list[GraphProto]:
-    return [attribute.g for attribute in node.attribute if attribute.type == AttributeProto.GRAPH]
-
-
 def _reads(node: NodeProto) -> list[str]:
     """Operands, and what subgraphs take from outside."""
-    return [*(name for name in node.input if name), *(name for graph in _subgraphs(node) for name in _captures(graph))]
+    return [*(name for name in node.input if name), *(name for graph in subgraphs(node) for name in _captures(graph))]
 
 
 def _captures(graph: GraphProto) -> list[str]:
@@ -174,10 +167,6 @@ def _captures(graph: GraphProto) -> list[str]:
     ]
 
 
-def _describe(node: NodeProto) -> str:
-    return f"{node.op_type} '{node.name or next(iter(node.output), '?')}'"
-
-
 def _sort_graph(graph: GraphProto, outer: set[str]) -> None:
     """Put nodes in topological order, subgraphs too; inputs that have a default value become plain constants.
 
@@ -188,7 +177,7 @@ def _sort_graph(graph: GraphProto, outer: set[str]) -> None:
         raise UnsupportedError(where, "it holds sparse tensors.", "Store them dense, or as graphc.SparseToDense.")
     stored = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in stored]
-    _replace(graph.input, inputs)
+    set_field(graph.input, inputs)
     own: set[str] = set()
     defined = [
         *(i.name for i in inputs),
@@ -205,7 +194,7 @@ def _sort_graph(graph: GraphProto, outer: set[str]) -> None:
         if output.name not in own and output.name not in outer:
             raise InputError(where, f"its output '{output.name}' is produced by no node.", "Export the model again.")
     for node in graph.node:
-        for subgraph in _subgraphs(node):
+        for subgraph in subgraphs(node):
             _sort_graph(subgraph, outer | own)
 
 
@@ -219,7 +208,7 @@ def _sort_nodes(nodes: MutableSequence[NodeProto], given: set[str], where: str) 
         unknown = next((name for name in reads if name not in producers and name not in given), None)
         if unknown is not None:
             raise InputError(
-                _describe(node), f"reads '{unknown}', which nothing in {where} produces.", "Export the model again."
+                describe(node), f"reads '{unknown}', which nothing in {where} produces.", "Export the model again."
             )
         needs.append({producers[name] for name in reads if name in producers})
         for source in needs[i]:
@@ -236,160 +225,12 @@ def _sort_nodes(nodes: MutableSequence[NodeProto], given: set[str], where: str) 
     if len(order) < len(nodes):
         stuck = next(node for i, node in enumerate(nodes) if needs[i])
         raise InputError(
-            _describe(stuck),
+            describe(stuck),
             f"lies on, or behind, a cycle in {where}.",
             "A graph must be acyclic; export the model again.",
         )
     if order != sorted(order):
-        _replace(nodes, [nodes[i] for i in order])
-
-
-def _replace(field: Any, values: Sequence[Message]) -> None:
-    """Set a repeated protobuf field to `values`, which may be elements of it."""
-    copies = []
-    for value in values:
-        copy = type(value)()
-        copy.CopyFrom(value)
-        copies.append(copy)
-    del field[:]
-    field.extend(copies)
-
-
-class Weights:
-    """Arrays taken out of a model. What stays in it are typed inputs, and constants small enough to decide shapes."""
-
-    def __init__(self, folder: Folder, allow_nan: bool) -> None:
-        self.arrays: dict[str, Array] = {}
-        self._folder = folder
-        self._allow_nan = allow_nan
-
-    def take(self, graph: GraphProto) -> None:
-        """Move big constants out of `graph`; those of its subgraphs become constants of `graph` first."""
-        _constants_to_initializers(graph)
-        for node in graph.node:
-            for subgraph in _subgraphs(node):
-                self._lift(subgraph, graph)
-        self._split(graph, self._keep)
-
-    def _keep(self, tensor: TensorProto, array: Array, graph: GraphProto) -> None:
-        kind = TensorType(array.dtype, tuple(array.shape))
-        graph.input.append(onnx.ValueInfoProto(name=tensor.name, type=type_to_proto(kind)))
-        self.arrays[tensor.name] = array
-
-    def _lift(self, graph: GraphProto, top: GraphProto) -> None:
-        """Big constants of a subgraph move to the top graph, under a name that is free there."""
-        _constants_to_initializers(graph)
-        for node in graph.node:
-            for subgraph in _subgraphs(node):
-                self._lift(subgraph, top)
-
-        def lift(tensor: TensorProto, array: Array, graph: GraphProto) -> None:
-            taken = {
-                *self.arrays,
-                *(t.name for t in top.initializer),
-                *(i.name for i in top.input),
-                *(name for node in top.node for name in node.output),
-            }
-            name = _free(tensor.name, taken)
-            _rename_reads(graph, tensor.name, name)
-            self._keep(TensorProto(name=name), array, top)
-
-        self._split(graph, lift)
-
-    def _split(self, graph: GraphProto, move: Callable[[TensorProto, Array, GraphProto], None]) -> None:
-        results = {output.name for output in graph.output}
-        small: list[TensorProto] = []
-        for tensor in list(graph.initializer):
-            array = self.read(tensor)
-            if (
-                array.size > MAX_SHAPE_DATA
-                and array.dtype != object
-                and not (move != self._keep and tensor.name in results)
-            ):
-                move(tensor, array, graph)
-            else:
-                small.append(
-                    tensor_to_proto(tensor.name, array) if tensor.data_location == TensorProto.EXTERNAL else tensor
-                )
-        _replace(graph.initializer, small)
-
-    def read(self, tensor: TensorProto) -> Array:
-        """The tensor's data, read-only. Raises InputError where it does not fit its shape, or is NaN."""
-        where = f"tensor '{tensor.name}'"
-        if tensor.HasField("segment") or any(d < 0 for d in tensor.dims):
-            raise InputError(
-                where, f"it is segmented or has a negative dimension {list(tensor.dims)}.", "Export the model again."
-            )
-        if tensor.data_location == TensorProto.EXTERNAL:
-            return self._folder.tensor(tensor)
-        array = tensor_from_proto(tensor, where)
-        array.setflags(write=False)
-        if not self._allow_nan and has_nan(array):
-            raise InputError(
-                where,
-                "it holds NaN.",
-                "Retrain or repair the weights; load(..., allow_nan=True) takes them as they are.",
-            )
-        return array
-
-
-def _constants_to_initializers(graph: GraphProto) -> None:
-    if not any(node.op_type == "Constant" and node.domain in ONNX for node in graph.node):
-        return
-    nodes = []
-    for node in graph.node:
-        if node.op_type == "Constant" and node.domain in ONNX:
-            graph.initializer.append(_constant_tensor(node))
-        else:
-            nodes.append(node)
-    _replace(graph.node, nodes)
-
-
-def _constant_tensor(node: NodeProto) -> TensorProto:
-    """What a Constant node holds, as a tensor named like its result."""
-    if len(node.attribute) != 1 or len(node.output) != 1:
-        raise InputError(
-            _describe(node),
-            f"it has {len(node.attribute)} values and {len(node.output)} results (expected 1 and 1).",
-            "Export the model again.",
-        )
-    attribute = node.attribute[0]
-    if attribute.name == "value" and attribute.type == AttributeProto.TENSOR:
-        tensor = TensorProto()
-        tensor.CopyFrom(attribute.t)
-        tensor.name = node.output[0]
-        return tensor
-    forms: dict[str, tuple[int, Any]] = {
-        "value_int": (AttributeProto.INT, np.int64),
-        "value_ints": (AttributeProto.INTS, np.int64),
-        "value_float": (AttributeProto.FLOAT, np.float32),
-        "value_floats": (AttributeProto.FLOATS, np.float32),
-        "value_string": (AttributeProto.STRING, object),
-        "value_strings": (AttributeProto.STRINGS, object),
-    }
-    kind, dtype = forms.get(attribute.name, (None, None))
-    if attribute.type != kind:
-        raise UnsupportedError(
-            _describe(node),
-            f"its value is given as '{attribute.name}', which graphc cannot read.",
-            "Store it as a dense tensor.",
-        )
-    value = helper.get_attribute_value(attribute)
-    if dtype is object:
-        value = [s.decode() for s in value] if isinstance(value, list) else value.decode()
-    return tensor_to_proto(node.output[0], np.array(value, dtype))
-
-
-def _rename_reads(graph: GraphProto, old: str, new: str) -> None:
-    for node in graph.node:
-        for i, name in enumerate(node.input):
-            if name == old:
-                node.input[i] = new
-        for subgraph in _subgraphs(node):
-            _rename_reads(subgraph, old, new)
-    for output in graph.output:
-        if output.name == old:
-            output.name = new
+        set_field(nodes, [nodes[i] for i in order])
 
 
 def _inline(model: ModelProto) -> ModelProto:
@@ -398,7 +239,7 @@ def _inline(model: ModelProto) -> ModelProto:
     for function in model.functions:
         if function.domain == DOMAIN:
             function_for(function.name)
-    _replace(model.functions, foreign)
+    set_field(model.functions, foreign)
     if not foreign:
         return model
     _refuse_recursion(model)
@@ -431,7 +272,7 @@ def _refuse_recursion(model: ModelProto) -> None:
 def _callees(nodes: Iterable[NodeProto]) -> Iterator[tuple[str, str]]:
     for node in nodes:
         yield node.domain, node.op_type
-        for subgraph in _subgraphs(node):
+        for subgraph in subgraphs(node):
             yield from _callees(subgraph.node)
 
 
@@ -451,7 +292,7 @@ def _forget_types(graph: GraphProto) -> None:
     for output in graph.output:
         output.ClearField("type")
     for node in graph.node:
-        for subgraph in _subgraphs(node):
+        for subgraph in subgraphs(node):
             _forget_types(subgraph)
 
 
@@ -512,7 +353,7 @@ def _fix_symbols(graph: GraphProto, symbols: Mapping[str, int]) -> None:
             if dim.dim_param in symbols:
                 dim.dim_value = symbols[dim.dim_param]
     for node in graph.node:
-        for subgraph in _subgraphs(node):
+        for subgraph in subgraphs(node):
             _fix_symbols(subgraph, symbols)
 
 
@@ -546,7 +387,7 @@ class _Reader:
         )
 
     def _node(self, proto: NodeProto, name: str) -> Node:
-        where = _describe(proto)
+        where = describe(proto)
         attributes: dict[str, Attribute] = {}
         for attribute in proto.attribute:
             if attribute.name in attributes or attribute.ref_attr_name:
@@ -565,11 +406,6 @@ class _Names:
 
     def unique(self, node: NodeProto) -> str:
         wanted = node.name or next((name for name in node.output if name), node.op_type.lower())
-        name = _free(wanted, self._taken)
+        name = free_name(wanted, self._taken)
         self._taken.add(name)
         return name
-
-
-def _free(name: str, taken: set[str]) -> str:
-    """`name`, or `name_1`, `name_2`, ..."""
-    return name if name not in taken else next(n for n in (f"{name}_{i}" for i in count(1)) if n not in taken)

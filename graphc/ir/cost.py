@@ -134,7 +134,7 @@ def _gemm(node: Node, operands: list[Shape], result: Shape) -> int:
 
 
 def _recurrent(node: Node, operands: list[Shape], result: Shape) -> int:
-    """X[time, batch, in], W[directions, gates * hidden, in], R[directions, gates * hidden, hidden], in either layout."""
+    """X[time, batch, in] in either layout, W[directions, gates * hidden, in], R[directions, gates * hidden, hidden]."""
     steps = prod(operands[0][:2])
     return steps * (prod(operands[1]) + prod(operands[2]))
 

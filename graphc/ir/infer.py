@@ -105,7 +105,8 @@ def _ask_schema(
 def schema_of(node: Node) -> onnx.defs.OpSchema:
     """The operator's schema. Raises InputError for operators that onnx does not have (any more)."""
     version = OPSET if not node.domain else ML_OPSET
-    if node.domain not in ("", "ai.onnx.ml") or not onnx.defs.has(node.op, version, node.domain):
+    known = node.domain in ("", "ai.onnx.ml") and onnx.defs.has(node.op, version, node.domain)
+    if not known or onnx.defs.get_schema(node.op, version, node.domain).deprecated:
         problem = f"onnx has no operator {node.op!r} in domain {node.domain!r} at opset {version}."
         raise UnsupportedError(node.label, problem, "Give its function body in the model, or replace the operator.")
     return onnx.defs.get_schema(node.op, version, node.domain)

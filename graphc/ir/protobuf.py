@@ -72,11 +72,12 @@ _PLAIN: Mapping[int, Callable[[AttributeProto], Attribute]] = {
 def tensor_from_proto(proto: TensorProto, where: str) -> Array:
     """Read a tensor whose data is inside the protobuf. Raises InputError when its bytes do not fit its shape."""
     try:
+        if proto.data_location == TensorProto.EXTERNAL:
+            raise ValueError("it lies in another file")
         array: Array = numpy_helper.to_array(proto)
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            where, f"tensor '{proto.name}' is malformed: {error}.", "The file is damaged; export it again."
-        ) from error
+        problem = f"its data does not fit type {proto.data_type} and shape {list(proto.dims)}: {error}."
+        raise InputError(where, problem, "The file is damaged; export it again.") from error
     return array
 
 

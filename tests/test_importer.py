@@ -1,0 +1,562 @@
+"""Loading: opsets, functions, external data, fixed dimensions, and one clear error for all that can be wrong."""
+
+from collections.abc import Callable
+from mmap import mmap
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
+
+from graphc.errors import InputError, UnsupportedError
+from graphc.importer import load
+from graphc.ir import Graph, TensorType
+from graphc.ir.check import check, check_values
+
+F32 = np.dtype(np.float32)
+
+
+def model_of(text: str, opset: int = 26) -> ModelProto:
+    return parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> {text}')
+
+
+def run(model: ModelProto, **feeds: np.ndarray) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(model.SerializeToString(), options).run(None, feeds)
+
+
+def assert_same(model: ModelProto, graph: Graph, **feeds: np.ndarray) -> None:
+    check(graph)
+    again = graph.to_onnx()
+    onnx.checker.check_model(again, full_check=True)
+    for got, expected in zip(run(again, **feeds), run(model, **feeds), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def external(model: ModelProto, location: str, **entries: int) -> ModelProto:
+    """The first initializer's data moved to a file."""
+    tensor = model.graph.initializer[0]
+    for field in ("raw_data", "float_data"):
+        tensor.ClearField(field)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": location, **entries}.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return model
+
+
+LINEAR = "g (float[1,3] x) => (float[1,2] y) <float[3,2] w = {1,2,3,4,5,6}> { y = MatMul(x, w) }"
+X = np.array([[1, -2, 3]], np.float32)
+
+# What is read
+
+
+@pytest.mark.parametrize(
+    "form", [lambda m, p: m, lambda m, p: m.SerializeToString(), lambda m, p: p, lambda m, p: str(p)]
+)
+def test_every_form_of_source(tmp_path: Path, form: Callable[[ModelProto, Path], object]) -> None:
+    model = model_of(LINEAR)
+    before = model.SerializeToString()
+    onnx.save(model, tmp_path / "m.onnx")
+    graph = load(form(model, tmp_path / "m.onnx"))
+    assert graph.types == {
+        "x": TensorType(F32, (1, 3)),
+        "w": TensorType(F32, (3, 2)),
+        "y": TensorType(F32, (1, 2)),
+    }
+    assert_same(model, graph, x=X)
+    assert model.SerializeToString() == before
+
+
+def test_constants_cannot_be_written() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        load(model_of(LINEAR)).constants["w"][0, 0] = 1
+
+
+def test_initializers_listed_as_inputs_are_constants() -> None:
+    model = model_of(LINEAR)
+    model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [3, 2]))
+    assert load(model).inputs == ("x",)
+
+
+@pytest.mark.parametrize("opset", range(7, 27))
+def test_opsets_are_converted_up(opset: int) -> None:
+    model = model_of(
+        """g (float[1,2,4,4] x) => (float[1,2,1,1] y) <float[3] s = {1,1,1}> {
+            a = Relu(x) b = Softmax<axis=1>(a) y = GlobalAveragePool(b) }""",
+        opset,
+    )
+    graph = load(model)
+    x = np.random.default_rng(0).normal(size=(1, 2, 4, 4)).astype(np.float32)
+    np.testing.assert_allclose(run(graph.to_onnx(), x=x)[0], run(model, x=x)[0], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("opset", [1, 6, 27, 99])
+def test_other_opsets_are_refused(opset: int) -> None:
+    with pytest.raises(UnsupportedError, match=rf"opset {opset} \(expected 7 to 26\)"):
+        load(model_of(LINEAR, opset))
+
+
+def test_domain_names_have_one_spelling() -> None:
+    model = model_of(LINEAR)
+    model.opset_import[0].domain = "ai.onnx"
+    model.graph.node[0].domain = "ai.onnx"
+    assert load(model).nodes[0].domain == ""
+
+
+def test_every_form_of_constant() -> None:
+    model = model_of("""g () => (a, b, c, d, e, f, h) {
+        a = Constant<value_int = 3>() b = Constant<value_ints = [1, 2]>() c = Constant<value_float = 0.5>()
+        d = Constant<value_floats = [0.5, 1.5]>() e = Constant<value_string = "s">()
+        f = Constant<value_strings = ["s", "t"]>() h = Constant<value = int8[2] {1, 2}>() }""")
+    graph = load(model)
+    assert not graph.nodes
+    found = {name: (graph.types[name].dtype.name, array.tolist()) for name, array in graph.constants.items()}
+    assert found == {
+        "a": ("int64", 3),
+        "b": ("int64", [1, 2]),
+        "c": ("float32", 0.5),
+        "d": ("float32", [0.5, 1.5]),
+        "e": ("object", "s"),
+        "f": ("object", ["s", "t"]),
+        "h": ("int8", [1, 2]),
+    }
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        t
+        for t in TensorProto.DataType.values()
+        if t not in (TensorProto.UNDEFINED, TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.COMPLEX128)
+    ],
+)
+def test_every_element_type_survives(dtype: int) -> None:
+    array = np.ones((3, 5)).astype(helper.tensor_dtype_to_np_dtype(dtype))
+    proto = helper.make_graph(
+        [helper.make_node("Identity", ["w"], ["y"])],
+        "g",
+        [],
+        [helper.make_tensor_value_info("y", dtype, [3, 5])],
+        [numpy_helper.from_array(array, "w")],
+    )
+    graph = load(helper.make_model(proto, opset_imports=[helper.make_opsetid("", 26)], ir_version=13))
+    assert graph.constants["w"].dtype == array.dtype
+    again = load(graph.to_onnx())
+    np.testing.assert_array_equal(again.constants["w"], array)
+    assert again.types == graph.types
+
+
+def test_unsorted_nodes_are_sorted_and_unnamed_ones_named() -> None:
+    model = model_of("g (float[2] x) => (z) { z = Neg(y) y = Abs(x) }")
+    graph = load(model)
+    assert [node.op for node in graph.nodes] == ["Abs", "Neg"]
+    assert [node.name for node in graph.nodes] == ["y", "z"]
+    for node in model.graph.node:
+        node.name = "same"
+    assert [node.name for node in load(model).nodes] == ["same", "same_1"]
+
+
+def test_stale_shapes_are_inferred_anew() -> None:
+    model = model_of("g (float[4,3] x) => (float[1,5] z) <float[1,3] y> { y = Abs(x) z = Neg(y) }")
+    assert load(model).types["z"].shape == (4, 3)
+
+
+def test_metadata_is_kept() -> None:
+    model = model_of(LINEAR)
+    model.metadata_props.add(key="labels", value="a,b")
+    graph = load(model)
+    assert dict(graph.metadata) == {"labels": "a,b"}
+    assert load(graph.to_onnx()).metadata == graph.metadata
+
+
+def test_shape_arithmetic_gives_shapes() -> None:
+    graph = load(
+        model_of("""g (float[2,3,4] x) => (z) {
+            s = Shape(x) zero = Constant<value_ints=[0]>() n = Gather(s, zero) m = Constant<value_ints=[-1]>()
+            t = Concat<axis=0>(n, m) z = Reshape(x, t) }""")
+    )
+    assert graph.types["z"].shape == (2, 12)
+
+
+# Dimensions
+
+OPEN = "g (float[N,3] x, float[N,K] w) => (z) { z = Concat<axis=1>(x, w) }"
+
+
+def test_symbols_are_fixed_everywhere() -> None:
+    graph = load(model_of(OPEN), {"x": (4, 3)})
+    assert graph.types["w"].shape == (4, "K")
+    graph = load(model_of(OPEN), {"x": (4, 3), "w": [4, 2]})
+    assert graph.types["z"].shape == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "problem"),
+    [
+        ({"y": (1, 3)}, "inputs.y: the model has no such input (it has x, w)"),
+        ({"x": (1, 3, 1)}, "inputs.x: 3 dimensions [1, 3, 1] for an input float32[N, 3]"),
+        ({"x": (1, 4)}, "inputs.x: shape [1, 4] for an input float32[N, 3], whose 3 is fixed"),
+        ({"x": (1, 3), "w": (2, 3)}, "inputs.w: the dimension 'N' is 2 here and 1 elsewhere"),
+        ({"x": (-1, 3)}, "inputs.x: -1 is no dimension"),
+        ({"x": (1.5, 3)}, "inputs.x: 1.5 is no dimension"),
+        ({"x": (True, 3)}, "inputs.x: True is no dimension"),
+    ],
+)
+def test_impossible_shapes_are_refused(shapes: dict[str, tuple[int, ...]], problem: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load(model_of(OPEN), shapes)
+    assert problem in str(caught.value)
+
+
+def test_shapes_that_the_model_cannot_take_name_the_node() -> None:
+    model = model_of("g (float[N,K] x) => (y) <float[3,2] w = {1,2,3,4,5,6}> { y = MatMul(x, w) }")
+    with pytest.raises(InputError, match=r"MatMul 'y': its operands.*do not fit \(x: float32\[1, 4\], w"):
+        load(model, {"x": (1, 4)})
+
+
+# Functions
+
+FUNCTIONS = """<ir_version: 8, opset_import: ["" : 17, "mine" : 1]>
+g (float[2] x) => (y) { y = mine.twice<times = 3.0>(x) }
+<opset_import: ["" : 17, "mine" : 1], domain: "mine"> twice <times> (a) => (b) {
+    t = mine.scale<by: float = @times>(a) b = Add(t, t) }
+<opset_import: ["" : 17], domain: "mine"> scale <by> (a) => (b) {
+    s = Constant<value_float: float = @by>() b = Mul(a, s) }
+"""
+
+
+def test_foreign_functions_are_inlined() -> None:
+    model = parser.parse_model(FUNCTIONS)
+    graph = load(model)
+    assert [node.op for node in graph.nodes] == ["Mul", "Add"]
+    assert_same(model, graph, x=np.array([1, 2], np.float32))
+
+
+def test_recursive_functions_are_refused() -> None:
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["" : 17, "mine" : 1]>
+        g (float[2] x) => (y) { y = mine.f(x) }
+        <opset_import: ["" : 17, "mine" : 1], domain: "mine"> f (a) => (b) { b = mine.h(a) }
+        <opset_import: ["" : 17, "mine" : 1], domain: "mine"> h (a) => (b) { b = mine.f(a) }""")
+    with pytest.raises(InputError, match=r"function mine\.[fh]: it calls itself"):
+        load(model)
+
+
+LOOKUP = """<ir_version: 13, opset_import: ["" : {opset}, "graphc" : {version}]>
+g (float[4] x) => (y) <float[4] c = {{0.5, 1, 2, 3}}, uint8[1] p = {{228}}> {{
+    w = graphc.{name}<bits = 2, shape = [4]>(c, p) y = Mul(x, w) }}"""
+
+
+@pytest.mark.parametrize("opset", [17, 26])
+def test_own_functions_stay_nodes(opset: int) -> None:
+    graph = load(parser.parse_model(LOOKUP.format(opset=opset, version=1, name="Lookup")))
+    assert [(node.domain, node.op) for node in graph.nodes] == [("graphc", "Lookup"), ("", "Mul")]
+    assert graph.types["w"] == TensorType(F32, (4,))
+    model = graph.to_onnx()
+    assert_same(model, load(model), x=np.ones(4, np.float32))
+    np.testing.assert_array_equal(run(model, x=np.ones(4, np.float32))[0], [0.5, 1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"version": 2}, r"graphc operators of version 2 \(this graphc has 1\)"),
+        ({"name": "Magic"}, r"graphc\.Magic: unknown operator of the graphc domain; this version has Lookup"),
+    ],
+)
+def test_own_functions_of_another_version_are_refused(changes: dict[str, object], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        load(parser.parse_model(LOOKUP.format(**{"opset": 26, "version": 1, "name": "Lookup", **changes})))
+
+
+# Subgraphs
+
+BRANCHES = """g (float[2,N] x, bool c) => (z) {
+    z = If (c) <then_branch = t () => (float[2,9] a) { k = Constant<value = float {2.0}>() a = Mul(x, k) },
+                else_branch = e () => (float[2,9] b) { m = Neg(x) b = Abs(m) }> }"""
+
+
+@pytest.mark.parametrize("opset", [11, 17, 26])
+def test_subgraphs_are_graphs(opset: int) -> None:
+    model = model_of(BRANCHES, opset)
+    graph = load(model, {"x": (2, 3)})
+    assert graph.types["z"].shape == (2, 3)
+    (node,) = graph.nodes
+    assert {body.name for body in node.subgraphs} == {"t", "e"}
+    assert node.reads == ("c", "x")
+    for flag in (True, False):
+        onnx_model = graph.to_onnx()
+        x = np.ones((2, 3), np.float32)
+        np.testing.assert_array_equal(run(onnx_model, x=x, c=np.array(flag))[0], x * (2 if flag else 1))
+
+
+def test_big_constants_of_subgraphs_become_the_graphs() -> None:
+    weights = {name: np.random.default_rng(i).normal(size=(40, 40)).astype(np.float32) for i, name in enumerate("tu")}
+    model = model_of("""g (float[2,40] x, bool c) => (z) {
+        z = If (c) <then_branch = a () => (float[2,40] p) { p = MatMul(x, w) },
+                    else_branch = b () => (float[2,40] q) { q = MatMul(x, w) }> }""")
+    for attribute, name in zip(model.graph.node[0].attribute, "tu", strict=True):
+        attribute.g.initializer.append(numpy_helper.from_array(weights[name], "w"))
+    graph = load(model)
+    assert {name: array.shape for name, array in graph.constants.items()} == {"w_1": (40, 40), "w_2": (40, 40)}
+    for flag in (True, False):
+        assert_same(model, graph, x=np.ones((2, 40), np.float32), c=np.array(flag))
+
+
+def test_loop_keeps_the_shape_that_its_body_returns() -> None:
+    model = model_of("""g (float[2,3] x, int64 n) => (y, ys) { go = Constant<value = bool {1}>()
+        y, ys = Loop(n, go, x) <body = b (int64 i, bool c, float[A,B] h) => (bool d, float[A,B] k, float[A,B] s) {
+            d = Identity(c) k = Add(h, x) s = Neg(k) }> }""")
+    graph = load(model)
+    assert graph.types["y"].shape == (2, 3)
+    assert graph.types["ys"].shape == ("?", 2, 3)
+    assert_same(model, graph, x=np.ones((2, 3), np.float32), n=np.array(4))
+
+
+def test_loop_that_grows_has_an_open_shape() -> None:
+    model = model_of("""g (float[1,3] x, int64 n) => (y) {
+        y = Loop(n, , x) <body = b (int64 i, bool c, float[A,B] h) => (bool d, float[C,B] k) {
+            d = Identity(c) k = Concat<axis=0>(h, x) }> }""")
+    graph = load(model)
+    assert graph.types["y"].shape == ("?", 3)
+    assert_same(model, graph, x=np.ones((1, 3), np.float32), n=np.array(4))
+
+
+# External data
+
+
+@pytest.fixture
+def linear(tmp_path: Path) -> Path:
+    """A model whose weight lies in `w.bin` beside it, from byte 64."""
+    weight = np.arange(6, dtype=np.float32)
+    (tmp_path / "w.bin").write_bytes(bytes(64) + weight.tobytes())
+    path = tmp_path / "m.onnx"
+    path.write_bytes(external(model_of(LINEAR), "w.bin", offset=64, length=24).SerializeToString())
+    return path
+
+
+def base(array: np.ndarray) -> object:
+    while isinstance(array, np.ndarray) and array.base is not None:
+        array = array.base
+    return array
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    """A model whose 2000 weights lie in `w.bin` beside it."""
+    (tmp_path / "w.bin").write_bytes(np.arange(2000, dtype=np.float32).tobytes())
+    model = model_of("g (float[1,1000] x) => (y) <float[1] w = {1}> { y = MatMul(x, w) }")
+    model.graph.initializer[0].dims[:] = [1000, 2]
+    path = tmp_path / "m.onnx"
+    path.write_bytes(external(model, "w.bin").SerializeToString())
+    return path
+
+
+def test_external_data_is_mapped(wide: Path) -> None:
+    weight = load(wide).constants["w"]
+    np.testing.assert_array_equal(weight, np.arange(2000).reshape(1000, 2))
+    assert isinstance(base(weight), mmap)
+    assert not weight.flags.writeable
+
+
+def test_external_data_without_offset_and_length(linear: Path) -> None:
+    (linear.parent / "w.bin").write_bytes(np.arange(6, dtype=np.float32).tobytes())
+    linear.write_bytes(external(model_of(LINEAR), "w.bin").SerializeToString())
+    assert load(linear).constants["w"][2, 1] == 5
+
+
+def test_external_data_in_a_subfolder_and_unaligned(linear: Path) -> None:
+    (linear.parent / "data").mkdir()
+    (linear.parent / "data" / "w.bin").write_bytes(b"x" + np.arange(6, dtype=np.float32).tobytes())
+    linear.write_bytes(external(model_of(LINEAR), "data/w.bin", offset=1).SerializeToString())
+    np.testing.assert_array_equal(load(linear).constants["w"], [[0, 1], [2, 3], [4, 5]])
+
+
+def test_external_four_bit_data(tmp_path: Path) -> None:
+    model = model_of("g () => (y) <int4[5] w = {1,-2,3,-4,5}> { y = Identity(w) }")
+    packed = numpy_helper.from_array(np.array([1, -2, 3, -4, 5], ml_dtypes.int4)).raw_data
+    model.graph.initializer[0].ClearField("int32_data")
+    (tmp_path / "w.bin").write_bytes(packed)
+    (tmp_path / "m.onnx").write_bytes(external(model, "w.bin", length=3).SerializeToString())
+    assert load(tmp_path / "m.onnx").constants["w"].astype(int).tolist() == [1, -2, 3, -4, 5]
+
+
+@pytest.mark.parametrize(
+    ("location", "entries", "problem"),
+    [
+        ("../w.bin", {}, "leaves the model's folder"),
+        ("/etc/passwd", {}, "leaves the model's folder"),
+        ("link.bin", {}, "leaves the model's folder"),
+        ("sub/../../w.bin", {}, "leaves the model's folder"),
+        ("", {}, "leaves the model's folder"),
+        (".", {}, "leaves the model's folder"),
+        ("none.bin", {}, "its data file 'none.bin' is missing"),
+        ("sub", {}, "its data file 'sub' is missing"),
+        ("w.bin", {"offset": 65}, "bytes 65 to 89 of 'w.bin', which has 88"),
+        ("w.bin", {"offset": -24}, "bytes -24 to 0 of 'w.bin'"),
+        ("w.bin", {"offset": 1 << 63}, "of 'w.bin', which has 88"),
+        ("w.bin", {"length": 20}, r"20 bytes of external data for float32\[3, 2\] \(expected 24\)"),
+        ("w.bin", {"offset": "many"}, "its external data is described wrongly"),
+        ("empty.bin", {}, "bytes 0 to 24 of 'empty.bin', which has 0"),
+        ("w\0.bin", {}, "its data path"),
+    ],
+)
+def test_bad_external_data_is_refused(linear: Path, location: str, entries: dict[str, int], problem: str) -> None:
+    folder = linear.parent
+    (folder / "sub").mkdir()
+    (folder / "empty.bin").touch()
+    (folder / "link.bin").symlink_to("/etc/passwd")
+    linear.write_bytes(external(model_of(LINEAR), location, **entries).SerializeToString())
+    with pytest.raises(InputError, match=problem) as caught:
+        load(linear)
+    assert str(linear) in str(caught.value)
+    assert "tensor 'w'" in str(caught.value)
+
+
+def test_a_model_without_a_folder_has_no_external_data() -> None:
+    with pytest.raises(InputError, match="the model came without a folder"):
+        load(external(model_of(LINEAR), "w.bin").SerializeToString())
+
+
+def test_nan_in_mapped_weights_is_found_by_check_values(wide: Path) -> None:
+    (wide.parent / "w.bin").write_bytes(np.full(2000, np.nan, np.float32).tobytes())
+    graph = load(wide)
+    with pytest.raises(InputError, match="tensor 'w': it holds NaN"):
+        check_values(graph)
+
+
+# Bad files
+
+
+def spoiled(change: Callable[[ModelProto], object], text: str = LINEAR) -> bytes:
+    model = model_of(text)
+    change(model)
+    return model.SerializeToString()
+
+
+WHOLE = model_of(LINEAR).SerializeToString()
+
+BAD: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "the file is empty"),
+    "text": (b"hello, this is no model at all\n" * 9, "not an ONNX model"),
+    "zip": (b"PK\x03\x04" + bytes(100), "not an ONNX model"),
+    "half": (WHOLE[: len(WHOLE) // 2], "not an ONNX model, or a truncated one"),
+    "no graph": (spoiled(lambda m: m.ClearField("graph")), "it holds no graph"),
+    "no opset": (spoiled(lambda m: m.ClearField("opset_import")), "states no ONNX opset"),
+    "cycle": (
+        spoiled(lambda m: None, "g (float[2] x) => (z) { y = Add(x, z) z = Neg(y) }"),
+        "'y': lies on, or behind, a cycle in graph 'g'",
+    ),
+    "self": (spoiled(lambda m: None, "g (float[2] x) => (z) { z = Add(x, z) }"), "'z': lies on, or behind, a cycle"),
+    "unknown operand": (
+        spoiled(lambda m: None, "g (float[2] x) => (z) { z = Add(x, q) }"),
+        "Add 'z': reads 'q', which nothing",
+    ),
+    "unknown output": (spoiled(lambda m: setattr(m.graph.output[0], "name", "q")), "its output 'q' is produced by no"),
+    "defined twice": (
+        spoiled(lambda m: None, "g (float[2] x) => (z) { z = Neg(x) z = Abs(x) }"),
+        "the name 'z' is defined twice",
+    ),
+    "input defined again": (
+        spoiled(lambda m: None, "g (float[2] x) => (x) { x = Neg(x) }"),
+        "the name 'x' is defined twice",
+    ),
+    "hidden name": (
+        spoiled(
+            lambda m: None,
+            """g (float[2] x, bool c) => (z) { z = If(c)<then_branch = a () => (x) { x = Neg(c) },
+                                                 else_branch = b () => (q) { q = Neg(x) }> }""",
+        ),
+        "graph 'a': the name 'x' is defined twice",
+    ),
+    "short weight": (
+        spoiled(lambda m: m.graph.initializer[0].dims.append(2)),
+        "tensor 'w': its data does not fit type 1 and shape",
+    ),
+    "absurd weight": (
+        spoiled(lambda m: m.graph.initializer[0].dims.extend([1 << 40, 1 << 40])),
+        "tensor 'w': its data does not fit type 1 and shape",
+    ),
+    "negative weight": (spoiled(lambda m: m.graph.initializer[0].dims.append(-1)), "negative dimension"),
+    "unknown element type": (spoiled(lambda m: setattr(m.graph.initializer[0], "data_type", 77)), "tensor 'w'"),
+    "NaN": (
+        spoiled(lambda m: m.graph.initializer[0].float_data.__setitem__(2, float("nan"))),
+        "tensor 'w': it holds NaN",
+    ),
+    "unknown operator": (
+        spoiled(lambda m: setattr(m.graph.node[0], "op_type", "Frobnicate")),
+        "Frobnicate 'y': onnx has no operator 'Frobnicate'",
+    ),
+    "unknown domain": (spoiled(lambda m: setattr(m.graph.node[0], "domain", "com.x")), "com.x.MatMul 'y': onnx has no"),
+    "operator of old": (
+        spoiled(lambda m: setattr(m.graph.node[0], "op_type", "Upsample")),
+        "Upsample 'y': onnx has no operator",
+    ),
+    "missing operand": (spoiled(lambda m: m.graph.node[0].input.pop()), "1 operands and 1 results"),
+    "missing attribute": (
+        spoiled(lambda m: None, "g (float[2] x) => (z) { z = Cast(x) }"),
+        "Cast 'z': .*attribute 'to' is missing",
+    ),
+    "input without type": (spoiled(lambda m: m.graph.input[0].ClearField("type")), "input 'x': expected a tensor"),
+    "sequence": (
+        spoiled(lambda m: None, "g (float[2] x) => (z) { s = SequenceConstruct(x) z = SequenceLength(s) }"),
+        "SequenceConstruct 's' result 's': expected a tensor, got sequence_type",
+    ),
+    "optional": (
+        spoiled(lambda m: None, "g (optional(float[2]) x) => (z) { z = OptionalGetElement(x) }"),
+        "input 'x': expected a tensor, got optional_type",
+    ),
+    "shapes that do not fit": (
+        spoiled(lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[1], "dim_value", 4)),
+        r"MatMul 'y': its operands.*x: float32\[1, 4\]",
+    ),
+    "sparse": (spoiled(lambda m: m.graph.sparse_initializer.add()), "it holds sparse tensors"),
+    "duplicate attribute": (
+        spoiled(lambda m: m.graph.node[0].attribute.extend([helper.make_attribute("a", 1)] * 2)),
+        "its attribute 'a' is given twice",
+    ),
+    "branch without output": (
+        spoiled(lambda m: None, "g (bool c) => (z) { z = If(c)<then_branch = a () => () { }> }"),
+        "If 'z'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_give_one_clear_error(tmp_path: Path, case: str) -> None:
+    data, problem = BAD[case]
+    (tmp_path / "bad.onnx").write_bytes(data)
+    with pytest.raises(InputError, match=problem) as caught:
+        load(tmp_path / "bad.onnx")
+    assert str(caught.value).startswith(str(tmp_path / "bad.onnx"))
+    assert caught.value.exit_code == 2
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        load(tmp_path / "none.onnx")
+    with pytest.raises(InputError, match="cannot be read"):
+        load(tmp_path)
+
+
+def test_every_truncation_is_an_error() -> None:
+    for length in range(len(WHOLE)):
+        with pytest.raises(InputError):
+            load(WHOLE[:length])
+
+
+def test_nan_is_taken_when_asked_for() -> None:
+    assert np.isnan(load(BAD["NaN"][0], allow_nan=True).constants["w"]).sum() == 1
+
+
+def test_memory_bombs_are_not_evaluated() -> None:
+    graph = load(
+        model_of("""g (float[1] x) => (z) { s = Constant<value_ints = [1000000, 1000000, 1000]>()
+            h = ConstantOfShape(s) r = ReduceMax<keepdims=0>(h)
+            t = Expand(x, s) m = ReduceMax<keepdims=0>(t) z = Add(r, m) }""")
+    )
+    assert graph.types["h"].shape == (1_000_000, 1_000_000, 1000)
