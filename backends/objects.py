@@ -16,7 +16,7 @@ from typing import Any
 import tvm
 from tvm import s_tir, tirx
 
-from graphc.backends.elf import undefined_symbols
+from graphc.backends.elf import undefined_symbols, without_debug
 from graphc.backends.targets import Target, llvm_target
 from graphc.errors import InternalError
 
@@ -108,7 +108,7 @@ def object_code(tir: str, symbol: str, target: Target) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.o"
         code.write_to_file(str(path), "o")
-        data = path.read_bytes()
+        data = without_debug(path.read_bytes())
     foreign = sorted(name for name in undefined_symbols(data) if not _in_c_library(name))
     if foreign:
         raise InternalError(f"kernel {symbol}", f"its code needs {', '.join(foreign)}, which no C library has.")
