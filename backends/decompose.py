@@ -1,0 +1,60 @@
+"""Operators that code generation lacks, written in terms of those it has: graph to graph, before lowering.
+
+    LSTM                      ->  MatMul, Add, Sigmoid, Tanh, ... for every step
+    SoftmaxCrossEntropyLoss   ->  the function body that onnx defines it by
+    QLinearConv               ->  DequantizeLinear, Conv, QuantizeLinear
+
+Rules are tried again on what they wrote, and constants are folded in between, until nothing changes. A node that a
+rule declines stays as it is.
+"""
+
+from collections.abc import Mapping
+
+from graphc.backends.decompose_functions import expand
+from graphc.backends.decompose_recurrent import recurrent
+from graphc.backends.decompose_rewrite import Decline, Rewrite, Rule
+from graphc.errors import InternalError
+from graphc.ir.edit import Edit
+from graphc.ir.graph import Graph, Node
+from graphc.passes.fold import fold
+
+FUNCTIONS = (
+    *("AffineGrid", "Attention", "BlackmanWindow", "CastLike", "Celu", "CenterCropPad", "GroupNormalization"),
+    *("HammingWindow", "HannWindow", "MeanVarianceNormalization", "NegativeLogLikelihoodLoss", "RotaryEmbedding"),
+    *("SoftmaxCrossEntropyLoss", "SwiGLU", "Swish"),
+)
+"""Operators of onnx whose own definition is written out."""
+
+RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(FUNCTIONS, expand),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), recurrent),
+}
+
+ROUNDS = 50
+"""Rounds after which rules are taken to write each other's operators: a bug, not a deep model."""
+
+
+def decompose(graph: Graph) -> Graph:
+    """`graph` without the operators of RULES; the same object where it has none.
+
+    Raises InternalError where rules do not come to an end.
+    """
+    for _ in range(ROUNDS):
+        edit = Edit(graph)
+        written = [node for node in graph.nodes if _write(graph, edit, node)]
+        if not written:
+            return graph
+        graph = fold(edit.apply())
+    raise InternalError("decompose", f"does not come to an end after {ROUNDS} rounds.")
+
+
+def _write(graph: Graph, edit: Edit, node: Node) -> bool:
+    """Write `node` anew if a rule does; says whether one did."""
+    rule = None if node.domain else RULES.get(node.op)
+    if rule is None:
+        return False
+    try:
+        rule(Rewrite(graph, edit, node))
+    except Decline:
+        return False
+    return True

@@ -1,0 +1,268 @@
+"""LSTM, GRU and RNN step by step: the input's projection once for all steps, then one small product per step.
+
+    X W^T + b for all steps    ->  [T, B, gates]
+    step t: h R^T + that       ->  gates -> new h (and c)
+
+For sequences shorter than T a step keeps the old state, and its output is zero; the reverse direction runs t from the
+end. Equations and defaults: the ONNX operator specification.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphc.backends.decompose_rewrite import Decline, Rewrite
+from graphc.ir.graph import Node
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+LONGEST = 512
+"""Steps that are unrolled at most; more would compile for minutes."""
+
+Activation = Callable[[str], str]
+
+DEFAULTS = {
+    "Affine": (1.0, 0.0), "LeakyRelu": (0.01, None), "ThresholdedRelu": (1.0, None), "ScaledTanh": (1.0, 1.0),
+    "HardSigmoid": (0.2, 0.5), "Elu": (1.0, None),
+}  # fmt: skip
+"""alpha and beta of the activations that have them."""
+
+FUNCTIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
+
+
+@dataclass(frozen=True)
+class _Direction:
+    """The operands of one direction: x [T * B, I], weights transposed, states [B, H], and its activations."""
+
+    rewrite: Rewrite
+    projected: list[str]
+    """Per step: [B, gates * H], the input's share of the gates."""
+    recurrent: str
+    """[H, gates * H]."""
+    functions: Sequence[Activation]
+    bias: str
+    """The recurrent bias [gates * H] where it is not part of `projected`, else empty."""
+    peepholes: list[str]
+    """[H] for input, output and forget gates, or none."""
+    hidden: int
+
+
+def recurrent(rewrite: Rewrite) -> None:
+    """Unroll one node. Leaves open shapes and sequences of more than LONGEST steps alone."""
+    node, batch_first = rewrite.node, bool(rewrite.node.get_int("layout", 0))
+    shape = rewrite.dims(node.inputs[0])
+    batch, steps = (shape[0], shape[1]) if batch_first else (shape[1], shape[0])
+    hidden = rewrite.dims(node.inputs[2])[2]
+    if not 0 < steps <= LONGEST:
+        raise Decline
+    x = rewrite.op("Transpose", node.inputs[0], perm=(1, 0, 2)) if batch_first else node.inputs[0]
+    masks = _masks(rewrite, steps, batch)
+    sizes = (steps, batch, hidden)
+    found = [_run(rewrite, x, masks, number, sizes) for number in range(len(_directions(node)))]
+    _finish(rewrite, found, sizes, batch_first)
+
+
+def _directions(node: Node) -> tuple[bool, ...]:
+    """Whether each direction runs backwards."""
+    return {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[
+        node.get_str("direction", "forward")
+    ]
+
+
+def _masks(rewrite: Rewrite, steps: int, batch: int) -> list[str]:
+    """Per step, which sequences reach it ([B, 1] of bool); none where all are whole."""
+    lengths = rewrite.value(4)
+    if not rewrite.input(4) or (lengths is not None and bool(np.all(lengths.astype(np.int64) >= steps))):
+        return []
+    column = rewrite.reshape(rewrite.input(4), batch, 1)
+    return [rewrite.op("Less", rewrite.number(t, np.dtype(np.int32)), column) for t in range(steps)]
+
+
+def _run(
+    rewrite: Rewrite, x: str, masks: list[str], number: int, sizes: tuple[int, int, int]
+) -> tuple[list[str], str, str]:
+    """Direction `number`: the output of every step [B, H], the last h and the last c."""
+    steps, batch, hidden = sizes
+    direction, reverse = _direction(rewrite, x, number, sizes), _directions(rewrite.node)[number]
+    h, c = (_state(rewrite, index, number, batch, hidden) for index in (5, 6))
+    outputs = [""] * steps
+    zero = rewrite.constant(np.zeros((), rewrite.type(rewrite.node.inputs[0]).dtype))
+    for t in reversed(range(steps)) if reverse else range(steps):
+        new_h, new_c = CELLS[rewrite.node.op](direction, t, h, c)
+        outputs[t] = new_h
+        if masks:
+            outputs[t] = rewrite.op("Where", masks[t], new_h, zero)
+            new_h = rewrite.op("Where", masks[t], new_h, h)
+            new_c = rewrite.op("Where", masks[t], new_c, c) if new_c else ""
+        h, c = new_h, new_c
+    return outputs, h, c
+
+
+def _direction(rewrite: Rewrite, x: str, number: int, sizes: tuple[int, int, int]) -> _Direction:
+    steps, batch, hidden = sizes
+    node, gates = rewrite.node, GATES[rewrite.node.op]
+    inputs = rewrite.dims(node.inputs[1])[2]
+    weights = _matrix(rewrite, node.inputs[1], number)
+    product = rewrite.op("MatMul", rewrite.reshape(x, steps * batch, inputs), weights)
+    apart = node.op == "GRU" and bool(node.get_int("linear_before_reset", 0))
+    bias = ""
+    if rewrite.input(3):
+        both = _row(rewrite, node.inputs[3], number)
+        own, other = (rewrite.slice(both, 0, i * gates * hidden, (i + 1) * gates * hidden) for i in (0, 1))
+        product = rewrite.op("Add", product, own if apart else rewrite.op("Add", own, other))
+        bias = other if apart else ""
+    parts = [product] if steps == 1 else [rewrite.slice(product, 0, t * batch, (t + 1) * batch) for t in range(steps)]
+    peepholes = []
+    if node.op == "LSTM" and rewrite.input(7):
+        row = _row(rewrite, node.inputs[7], number)
+        peepholes = [rewrite.slice(row, 0, i * hidden, (i + 1) * hidden) for i in range(3)]
+    functions = _functions(rewrite, number)
+    return _Direction(rewrite, parts, _matrix(rewrite, node.inputs[2], number), functions, bias, peepholes, hidden)
+
+
+def _matrix(rewrite: Rewrite, name: str, number: int) -> str:
+    """Direction `number` of [D, rows, columns], transposed."""
+    constant = rewrite.graph.constant(name)
+    if constant is not None:
+        return rewrite.constant(constant[number].T)
+    _, rows, columns = rewrite.dims(name)
+    one = rewrite.reshape(rewrite.slice(name, 0, number, number + 1), rows, columns)
+    return rewrite.op("Transpose", one, perm=(1, 0))
+
+
+def _row(rewrite: Rewrite, name: str, number: int) -> str:
+    """Direction `number` of [D, length]."""
+    constant = rewrite.graph.constant(name)
+    if constant is not None:
+        return rewrite.constant(constant[number])
+    return rewrite.reshape(rewrite.slice(name, 0, number, number + 1), rewrite.dims(name)[1])
+
+
+def _state(rewrite: Rewrite, index: int, number: int, batch: int, hidden: int) -> str:
+    """The initial state [B, H] of a direction: an operand, or zeros. (c is only LSTM's.)"""
+    if index == 6 and rewrite.node.op != "LSTM":
+        return ""
+    name = rewrite.input(index)
+    if not name:
+        return rewrite.constant(np.zeros((batch, hidden), rewrite.type(rewrite.node.inputs[0]).dtype))
+    axis = 1 if rewrite.node.get_int("layout", 0) else 0
+    one = name if rewrite.dims(name)[axis] == 1 else rewrite.slice(name, axis, number, number + 1)
+    return rewrite.reshape(one, batch, hidden)
+
+
+def _functions(rewrite: Rewrite, number: int) -> list[Activation]:
+    """The activations of direction `number`; alphas and betas are handed out in order to those that take them."""
+    node, count = rewrite.node, len(FUNCTIONS[rewrite.node.op])
+    names = node.attributes.get("activations", FUNCTIONS[node.op] * len(_directions(node)))
+    alphas, betas = (iter(_floats(node, key)) for key in ("activation_alpha", "activation_beta"))
+    found = []
+    for name in names if isinstance(names, tuple) else ():
+        spelled = next((known for known in DEFAULTS if known.lower() == str(name).lower()), str(name).capitalize())
+        found.append(_activation(rewrite, spelled, alphas, betas))
+    return found[number * count : (number + 1) * count]
+
+
+def _floats(node: Node, key: str) -> tuple[float, ...]:
+    values = node.attributes.get(key, ())
+    return tuple(float(v) for v in values if isinstance(v, int | float)) if isinstance(values, tuple) else ()
+
+
+def _activation(rewrite: Rewrite, name: str, alphas: Iterator[float], betas: Iterator[float]) -> Activation:
+    if name in ("Relu", "Tanh", "Sigmoid", "Softsign", "Softplus"):
+        return lambda x: rewrite.op(name, x)
+    if name not in DEFAULTS:
+        raise Decline
+    alpha, beta = DEFAULTS[name]
+    alpha = next(alphas, alpha)
+    beta = None if beta is None else next(betas, beta)
+    if name in ("LeakyRelu", "ThresholdedRelu", "Elu"):
+        return lambda x: rewrite.op(name, x, alpha=float(alpha))
+    if name == "HardSigmoid":
+        return lambda x: rewrite.op(name, x, alpha=float(alpha), beta=float(beta or 0.0))
+    kind = rewrite.node.inputs[0]
+    first, second = rewrite.number(alpha, kind), rewrite.number(beta or 0.0, kind)
+    if name == "Affine":
+        return lambda x: rewrite.op("Add", rewrite.op("Mul", x, first), second)
+    return lambda x: rewrite.op("Mul", rewrite.op("Tanh", rewrite.op("Mul", x, second)), first)
+
+
+def _clipped(d: _Direction, x: str) -> str:
+    """The input of an activation, within the node's `clip`."""
+    limit = d.rewrite.node.get_float("clip", 0.0)
+    if not limit:
+        return x
+    kind = d.rewrite.node.inputs[0]
+    return d.rewrite.op("Clip", x, d.rewrite.number(-limit, kind), d.rewrite.number(limit, kind))
+
+
+def _gates(d: _Direction, total: str, count: int) -> list[str]:
+    return [d.rewrite.slice(total, 1, i * d.hidden, (i + 1) * d.hidden) for i in range(count)]
+
+
+def _lstm(d: _Direction, t: int, h: str, c: str) -> tuple[str, str]:
+    """i, f = f(..), o; c' = f c + i g(..); h' = o h(c')."""
+    op = d.rewrite.op
+    total = op("Add", d.projected[t], op("MatMul", h, d.recurrent))
+    i, o, f, g = _gates(d, total, 4)
+    if d.peepholes:
+        i, f = (op("Add", gate, op("Mul", c, d.peepholes[p])) for gate, p in ((i, 0), (f, 2)))
+    i = d.functions[0](_clipped(d, i))
+    if d.rewrite.node.get_int("input_forget", 0):
+        f = op("Sub", d.rewrite.number(1, d.rewrite.node.inputs[0]), i)
+    else:
+        f = d.functions[0](_clipped(d, f))
+    g = d.functions[1](_clipped(d, g))
+    new_c = op("Add", op("Mul", f, c), op("Mul", i, g))
+    if d.peepholes:
+        o = op("Add", o, op("Mul", new_c, d.peepholes[1]))
+    o = d.functions[0](_clipped(d, o))
+    return op("Mul", o, d.functions[2](new_c)), new_c
+
+
+def _gru(d: _Direction, t: int, h: str, _: str) -> tuple[str, str]:
+    """z, r = f(..); n = g(..) with r on h or on its product; h' = (1 - z) n + z h."""
+    op, width = d.rewrite.op, d.hidden
+    x = d.projected[t]
+    if d.rewrite.node.get_int("linear_before_reset", 0):
+        product = op("MatMul", h, d.recurrent)
+        product = op("Add", product, d.bias) if d.bias else product
+        (xz, xr, xn), (hz, hr, hn) = _gates(d, x, 3), _gates(d, product, 3)
+        z, r = (d.functions[0](_clipped(d, op("Add", a, b))) for a, b in ((xz, hz), (xr, hr)))
+        n = op("Add", xn, op("Mul", r, hn))
+    else:
+        first, last = (d.rewrite.slice(d.recurrent, 1, a * width, b * width) for a, b in ((0, 2), (2, 3)))
+        both = d.functions[0](_clipped(d, op("Add", d.rewrite.slice(x, 1, 0, 2 * width), op("MatMul", h, first))))
+        z, r = _gates(d, both, 2)
+        n = op("Add", d.rewrite.slice(x, 1, 2 * width, 3 * width), op("MatMul", op("Mul", r, h), last))
+    n = d.functions[1](_clipped(d, n))
+    rest = op("Sub", d.rewrite.number(1, d.rewrite.node.inputs[0]), z)
+    return op("Add", op("Mul", rest, n), op("Mul", z, h)), ""
+
+
+def _rnn(d: _Direction, t: int, h: str, _: str) -> tuple[str, str]:
+    """h' = f(..)."""
+    op = d.rewrite.op
+    return d.functions[0](_clipped(d, op("Add", d.projected[t], op("MatMul", h, d.recurrent)))), ""
+
+
+CELLS: dict[str, Callable[[_Direction, int, str, str], tuple[str, str]]] = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}
+
+
+def _finish(
+    rewrite: Rewrite, found: list[tuple[list[str], str, str]], sizes: tuple[int, int, int], batch_first: bool
+) -> None:
+    """Y [T, D, B, H], the last h and c [D, B, H]; the batch comes first where the layout says so."""
+    steps, batch, hidden = sizes
+    results = [""] * 3
+    if rewrite.wants(0):
+        rows = [rewrite.reshape(outputs[t], 1, 1, batch, hidden) for t in range(steps) for outputs, _, _ in found]
+        whole = rows[0] if len(rows) == 1 else rewrite.op("Concat", *rows, axis=0)
+        results[0] = rewrite.reshape(whole, steps, len(found), batch, hidden)
+        if batch_first:
+            results[0] = rewrite.op("Transpose", results[0], perm=(2, 0, 1, 3))
+    for index, states in ((1, [h for _, h, _ in found]), (2, [c for _, _, c in found])):
+        if rewrite.wants(index):
+            shape = (batch, 1, hidden) if batch_first else (1, batch, hidden)
+            parts = [rewrite.reshape(state, *shape) for state in states]
+            results[index] = rewrite.op("Concat", *parts, axis=1 if batch_first else 0)
+    rewrite.finish(*results)
