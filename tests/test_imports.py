@@ -110,13 +110,11 @@ HEAVY = ("tvm", "onnx", "onnxruntime", "pydantic", "networkx", "yaml", "typer", 
     [
         ("import graphc", HEAVY),
         ("import graphc; graphc.open", ("tvm", "onnx", "onnxruntime", "networkx", "yaml", "typer", "rich")),
-        ("import graphc.spec, graphc.backends.x86", ("tvm", "onnxruntime", "typer", "rich", "torch")),
+        ("import graphc.spec, graphc.backends.x86", ("tvm", "typer", "rich", "torch", "openvino")),
         ("import graphc.compile", ("tvm", "torch", "openvino")),
     ],
 )
 def test_what_is_light_stays_light(statement: str, absent: tuple[str, ...]) -> None:
-    code = f"{statement}\nimport sys\nprint(*({absent!r} & sys.modules.keys()))".replace(
-        repr(absent), repr(set(absent))
-    )
+    code = f"{statement}\nimport sys\nprint(*({set(absent)!r} & sys.modules.keys()))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.split() == []
