@@ -185,9 +185,12 @@ class _Writer:
         key = (weights.name, grid.format.name, grid.axis, grid.scale.tobytes(), weights.factor)
         if key not in self._decoders:
             stored = self._edit.constant(schemes.quantize(weights.values, grid), f"{weights.name}_quantized")
-            operands = [stored, self._edit.constant(grid.scale, f"{weights.name}_scale")]
-            if grid.zero_point.any():
-                operands.append(self._edit.constant(grid.zero_point, f"{weights.name}_zero_point"))
+            operands = [
+                stored,
+                self._edit.constant(grid.scale, f"{weights.name}_scale"),
+                # Zeros too: onnxruntime 1.31 fuses a per-channel decoder without them into a node that it then refuses.
+                self._edit.constant(grid.zero_point, f"{weights.name}_zero_point"),
+            ]
             self._decoders[key] = self._decoder(weights.name, operands, grid.axis)
         return self._decoders[key]
 
