@@ -73,9 +73,10 @@ def emit(
         work, result = Path(temporary) / "work", Path(temporary) / "result"
         work.mkdir()
         result.mkdir()
-        described = manifest(unit, toolchain)
         _build(unit, objects, toolchain, work, cache)
-        for name in (described.files.library, described.files.archive, described.files.header, described.files.source):
+        library = _library(unit)
+        described = manifest(unit, toolchain, (work / library).stat().st_size if library else 0)
+        for name in (library, described.files.archive, described.files.header, described.files.source):
             if name is not None:
                 shutil.move(work / name, result / name)
         (result / "CMakeLists.txt").write_text(_cmake(unit), encoding="utf-8")
@@ -84,7 +85,7 @@ def emit(
     return described
 
 
-def manifest(unit: Unit, toolchain: Toolchain) -> Manifest:
+def manifest(unit: Unit, toolchain: Toolchain, library_bytes: int) -> Manifest:
     """What `manifest.json` says."""
     plan, prefix = unit.plan, unit.prefix
     steps = [Step(call.nodes, call.kernel, call.tasks) for call in plan.calls]
@@ -99,7 +100,7 @@ def manifest(unit: Unit, toolchain: Toolchain) -> Manifest:
         identifier=prefix,
         target=unit.target.description(),
         toolchain=artifact.Toolchain(toolchain.name, toolchain.version),
-        files=artifact.Files(_library(unit), f"lib{prefix}.a", f"{prefix}.h", f"{prefix}.c"),
+        files=artifact.Files(_library(unit), library_bytes, f"lib{prefix}.a", f"{prefix}.h", f"{prefix}.c"),
         inputs=unit.inputs,
         outputs=unit.outputs,
         arena=artifact.Arena(unit.arena_bytes, unit.alignment, unit.state_bytes, plan.lower_bound, peak),

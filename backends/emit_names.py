@@ -60,4 +60,4 @@ def comment(text: str) -> str:
     """Text that ends no comment, starts none, and has no trigraph, line break or character outside ASCII."""
     plain = text.encode("ascii", "backslashreplace").decode().replace("\\", "/")
     plain = "".join(character if character.isprintable() else "?" for character in plain)
-    return plain.replace("*/", "* /").replace("/*", "/ *").replace("??", "? ?")
+    return re.sub(r"\?(?=\?)", "? ", plain.replace("*/", "* /").replace("/*", "/ *"))

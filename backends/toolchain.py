@@ -27,6 +27,7 @@ GLIBC = "2.17"
 COMPILE = (
     "-std=c99",
     "-O2",
+    "-g0",
     "-fPIC",
     "-ffunction-sections",
     "-Wall",
@@ -38,6 +39,7 @@ LINK = (
     "-O2",
     "-Wl,--version-script=exports.map",
     "-Wl,--build-id=none",
+    "-Wl,--strip-debug",
     "-Wl,--as-needed",
     "-Wl,-z,defs",
     "-Wl,-z,noexecstack",

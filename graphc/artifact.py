@@ -79,9 +79,13 @@ class Toolchain:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Names of the files beside the manifest; `library` is None where there are no dynamic libraries."""
+    """Names of the files beside the manifest; `library` is None where there are no dynamic libraries.
+
+    `library_bytes` tells a library that was cut off, which the system's loader would crash on.
+    """
 
     library: str | None
+    library_bytes: int
     archive: str
     header: str
     source: str

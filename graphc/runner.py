@@ -183,6 +183,9 @@ def _load(folder: Path, manifest: Manifest) -> ctypes.CDLL:
     file = (folder / manifest.files.library).resolve()
     if not file.is_file():
         raise InputError(str(file), "no such file.", "Build the artifact again.")
+    if (size := file.stat().st_size) != manifest.files.library_bytes:
+        problem = f"expected {manifest.files.library_bytes} bytes, got {size}."
+        raise InputError(str(file), problem, "It is damaged or of another build: build or copy the artifact again.")
     try:
         return ctypes.CDLL(str(file))
     except OSError as error:

@@ -157,7 +157,7 @@ def compile_and_run(main: str, folder: Path, work: Path, *flags: str, kernels_as
         sources = [str(folder / f"{name}.c"), *(str(write_kernel(each, work)) for each in KERNELS)]
         sources += [str(extract_weights(folder, work))]
     strict = ["-std=c99", "-O1", "-g", "-Wall", "-Wextra", "-Wconversion", "-Werror", f"-I{folder}"]
-    command = [*compiler, *strict, *flags, "main.c", *sources, "-o", "main", "-lpthread", "-lm"]
+    command = [*compiler, *strict, "main.c", *sources, *flags, "-o", "main", "-lpthread", "-lm"]
     compiled = subprocess.run(command, cwd=work, check=False, capture_output=True, text=True, timeout=300)
     assert compiled.returncode == 0, compiled.stderr
     ran = subprocess.run([work / "main"], check=False, capture_output=True, text=True, timeout=300)

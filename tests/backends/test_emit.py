@@ -16,7 +16,7 @@ from graphc.backends.emit import emit
 from graphc.backends.plan import plan
 from graphc.backends.targets import Target
 from graphc.backends.toolchain import Toolchain
-from graphc.errors import InternalError, ToolchainError
+from graphc.errors import InputError, InternalError, ToolchainError
 from tests.backends import c_programs
 from tests.backends.c_programs import FLOATS, TARGET, build, call, demo, demo_reference, make, toolchain
 
@@ -171,7 +171,7 @@ def test_damaged_weights_are_noticed(tmp_path: Path) -> None:
     data[at] ^= 1
     library.write_bytes(data)
     runner.open(tmp_path / "demo").close()
-    with pytest.raises(Exception, match="checksum is wrong"):
+    with pytest.raises(InputError, match="checksum is wrong"):
         runner.open(tmp_path / "demo", checksum=True)
 
 
@@ -180,7 +180,7 @@ def test_a_library_of_another_build_is_refused(tmp_path: Path) -> None:
     with runner.open(tmp_path / "demo") as model:
         build(replace(demo(), outputs=("total", "y")), tmp_path / "demo")
         # The system's loader goes by the path and finds the library that is still open.
-        with pytest.raises(Exception, match="another build"):
+        with pytest.raises(InputError, match="another build"):
             runner.open(tmp_path / "demo")
         model(X)
     with runner.open(tmp_path / "demo") as model:
