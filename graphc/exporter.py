@@ -12,13 +12,13 @@ import onnx
 from onnx import ModelProto, TensorProto, helper
 
 from graphc.errors import InputError
-from graphc.ir.functions import DOMAIN, VERSION, function_for
+from graphc.ir.functions import DOMAIN, VERSION, functions_in
 from graphc.ir.graph import IR_VERSION, OPSET, Array, Graph, bits_of
+from graphc.ir.infer import ML_OPSET
 from graphc.ir.protobuf import graph_to_proto, tensor_to_proto
 from graphc.version import VERSION as GRAPHC_VERSION
 
 ML_DOMAIN = "ai.onnx.ml"
-ML_VERSION = 5
 EXTERNAL_ABOVE = 1 << 30
 """Bytes of weights above which `save` puts them in a file beside the model (protobuf ends at 2 GB)."""
 ALIGN = 4096
@@ -54,25 +54,31 @@ def save(graph: Graph, path: str | Path) -> None:
 
 
 def _model(graph: Graph, tensors: dict[str, TensorProto] | None) -> ModelProto:
-    used = _operators(graph)
-    domains = {domain for domain, _ in used}
-    model = ModelProto(ir_version=IR_VERSION, producer_name="graphc", producer_version=GRAPHC_VERSION)
-    model.graph.CopyFrom(graph_to_proto(graph, tensors))
-    model.opset_import.append(helper.make_opsetid("", OPSET))
+    proto = graph_to_proto(graph, tensors)
+    domains = set(_domains(graph))
+    imports = [helper.make_opsetid("", OPSET)]
     if ML_DOMAIN in domains:
-        model.opset_import.append(helper.make_opsetid(ML_DOMAIN, ML_VERSION))
+        imports.append(helper.make_opsetid(ML_DOMAIN, ML_OPSET))
     if DOMAIN in domains:
-        model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
-    model.functions.extend(function_for(op) for domain, op in sorted(used) if domain == DOMAIN)
-    for key in sorted(graph.metadata):
-        model.metadata_props.append(onnx.StringStringEntryProto(key=key, value=graph.metadata[key]))
-    return model
+        imports.append(helper.make_opsetid(DOMAIN, VERSION))
+    return ModelProto(
+        ir_version=IR_VERSION,
+        producer_name="graphc",
+        producer_version=GRAPHC_VERSION,
+        graph=proto,
+        opset_import=imports,
+        functions=functions_in(proto),
+        metadata_props=[
+            onnx.StringStringEntryProto(key=key, value=graph.metadata[key]) for key in sorted(graph.metadata)
+        ],
+    )
 
 
-def _operators(graph: Graph) -> set[tuple[str, str]]:
-    """Every (domain, operator) in the graph and its subgraphs."""
-    found = {(node.domain, node.op) for node in graph.nodes}
-    return found.union(*(_operators(subgraph) for node in graph.nodes for subgraph in node.subgraphs))
+def _domains(graph: Graph) -> Iterator[str]:
+    for node in graph.nodes:
+        yield node.domain
+        for body in node.subgraphs:
+            yield from _domains(body)
 
 
 def _save_external(graph: Graph, path: Path) -> None:

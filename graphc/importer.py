@@ -17,14 +17,14 @@ import networkx as nx
 import onnx
 import onnx.inliner
 import onnx.version_converter
-from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, NodeProto, helper
+from google.protobuf.message import DecodeError, Message
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from graphc.errors import InputError, UnsupportedError
 from graphc.external import Folder
-from graphc.ir.functions import DOMAIN, VERSION, function_for
+from graphc.ir.functions import DOMAIN, VERSION, function_for, functions_in
 from graphc.ir.graph import IR_VERSION, OPSET, Array, Attribute, Dim, Graph, Node, TensorType
-from graphc.ir.infer import type_from_proto
+from graphc.ir.infer import ONNX_ERRORS, type_from_proto
 from graphc.ir.nested import retype
 from graphc.ir.protobuf import attribute_from_proto, type_to_proto
 from graphc.weights import ONNX, Weights, describe, free_name, set_field, subgraphs
@@ -54,6 +54,7 @@ def load(source: Source, inputs: Mapping[str, Sequence[Dim]] | None = None, *, a
 
 
 def _load(model: ModelProto, folder: Folder, shapes: Mapping[str, Sequence[Dim]], allow_nan: bool) -> Graph:
+    _check_text(model)
     opset = _opset(model)
     declared = {
         output.name: len(output.type.tensor_type.shape.dim)
@@ -118,6 +119,26 @@ def _read(source: Source) -> tuple[ModelProto, Folder]:
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise InputError("", "not an ONNX model: it holds no graph.", "Export or download the model again.")
     return model, folder
+
+
+def _check_text(model: ModelProto) -> None:
+    """Refuse names that are not UTF-8: protobuf hands them out as bytes, and every later step trips over one."""
+    broken = next((text for text in _texts(model) if isinstance(text, bytes)), None)
+    if broken is not None:
+        raise InputError("", f"the name {broken!r} is not UTF-8.", "The file is damaged; export it again.")
+
+
+def _texts(message: Message) -> Iterator[str | bytes]:
+    if isinstance(message, TensorProto):  # reading its other fields would copy the weights
+        yield message.name
+        return
+    for field, value in message.ListFields():
+        values = [value] if isinstance(value, str | bytes | Message) else value
+        if field.type == field.TYPE_STRING:
+            yield from values
+        elif field.type == field.TYPE_MESSAGE:
+            for part in values:
+                yield from _texts(part)
 
 
 def _opset(model: ModelProto) -> int:
@@ -245,7 +266,7 @@ def _inline(model: ModelProto) -> ModelProto:
     _refuse_recursion(model)
     try:
         inlined = onnx.inliner.inline_local_functions(model, convert_version=True)
-    except (RuntimeError, ValueError) as error:
+    except ONNX_ERRORS as error:
         raise InputError(
             "", f"its functions cannot be inlined: {error}.", "Inline them with the tool that wrote the model."
         ) from error
@@ -280,7 +301,7 @@ def _convert(model: ModelProto, opset: int) -> ModelProto:
     model.ir_version = max(model.ir_version, IR_VERSION)  # older ones demand an input for every initializer
     try:
         return onnx.version_converter.convert_version(model, OPSET)
-    except (onnx.version_converter.ConvertError, RuntimeError, ValueError) as error:
+    except ONNX_ERRORS as error:
         raise UnsupportedError(
             "", f"onnx cannot convert it from opset {opset} to {OPSET}: {error}.", "Export the model at a newer opset."
         ) from error
@@ -298,9 +319,10 @@ def _forget_types(graph: GraphProto) -> None:
 
 def _infer_types(model: ModelProto) -> ModelProto:
     """The model with the types that onnx's inference finds; none where it fails (the reader then names the node)."""
+    model.functions.extend(functions_in(model.graph))
     try:
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+    except ONNX_ERRORS:
         return model
 
 

@@ -519,6 +519,11 @@ BAD: dict[str, tuple[bytes, str]] = {
         spoiled(lambda m: m.graph.node[0].attribute.extend([helper.make_attribute("a", 1)] * 2)),
         "its attribute 'a' is given twice",
     ),
+    "name that is no text": (WHOLE.replace(b"MatMul", b"Mat\xccul"), r"the name b'Mat\\xccul' is not UTF-8"),
+    "operand gone before conversion": (
+        spoiled(lambda m: setattr(m.opset_import[0], "version", 13), "g (float[2] x) => (z) { z = Relu() }"),
+        "onnx cannot convert it from opset 13 to 26: .*Relu",
+    ),
     "branch without output": (
         spoiled(lambda m: None, "g (bool c) => (z) { z = If(c)<then_branch = a () => () { }> }"),
         "If 'z'",

@@ -3,9 +3,10 @@
 An exported model carries the bodies it uses as model-local functions, so that plain onnxruntime runs it.
 """
 
+from collections.abc import Iterable, Iterator
 from functools import cache
 
-from onnx import FunctionProto, parser
+from onnx import FunctionProto, GraphProto, NodeProto, parser
 
 from graphc.errors import InputError
 
@@ -76,6 +77,19 @@ SparseToDense <shape> (mask, values) => (dense)
 }
 
 NAMES = frozenset(_BODIES)
+
+
+def functions_in(graph: GraphProto) -> list[FunctionProto]:
+    """The bodies of the graphc operators that a graph uses, its subgraphs included, by name."""
+    return [function_for(name) for name in sorted(set(_operators(graph.node)))]
+
+
+def _operators(nodes: Iterable[NodeProto]) -> Iterator[str]:
+    for node in nodes:
+        if node.domain == DOMAIN:
+            yield node.op_type
+        for attribute in node.attribute:
+            yield from _operators(attribute.g.node)
 
 
 @cache

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
+import onnx.version_converter
 from onnx import NodeProto, TensorProto, TensorShapeProto, TypeProto, helper
 
 from graphc.errors import InputError, UnsupportedError
@@ -17,6 +18,17 @@ STANDARD = frozenset(("", "ai.onnx.ml", DOMAIN))
 
 MAX_SHAPE_DATA = 1024
 """Constants up to this many elements are shown to shape inference: shapes, axes, pads and repeats are small."""
+
+
+ONNX_ERRORS = (
+    onnx.shape_inference.InferenceError,
+    onnx.checker.ValidationError,
+    onnx.version_converter.ConvertError,
+    RuntimeError,
+    ValueError,
+    IndexError,
+)
+"""What onnx's C++ raises for models that are wrong."""
 
 
 def type_from_proto(proto: TypeProto, where: str) -> TensorType:
@@ -62,7 +74,7 @@ def infer(node: Node, types: Mapping[str, TensorType], constants: Mapping[str, A
     ask = _ask_function if node.domain == DOMAIN else _ask_schema
     try:
         found = ask(node, proto, operands, data)
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+    except ONNX_ERRORS as error:
         shown = ", ".join(f"{name}: {types[name]}" for name in operands)
         problem = f"its operands or attributes do not fit ({shown}): {str(error).strip()}"
         raise InputError(node.label, problem, "Check the shapes given to the model's inputs, and the node.") from error

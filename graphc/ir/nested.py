@@ -13,8 +13,9 @@ import onnx
 from onnx import GraphProto, NodeProto, helper
 
 from graphc.errors import InputError
+from graphc.ir.functions import DOMAIN, VERSION, functions_in
 from graphc.ir.graph import IR_VERSION, OPSET, Array, Attribute, Graph, Node, TensorType
-from graphc.ir.infer import MAX_SHAPE_DATA, infer, type_from_proto
+from graphc.ir.infer import MAX_SHAPE_DATA, ML_OPSET, ONNX_ERRORS, infer, type_from_proto
 from graphc.ir.protobuf import graph_to_proto, node_to_proto, tensor_to_proto, type_to_proto
 
 Types = Mapping[str, TensorType]
@@ -113,13 +114,14 @@ def _inferred(graph: GraphProto, node: Node, reads: tuple[str, ...], types: Type
         ir_version=IR_VERSION,
         opset_imports=[
             helper.make_opsetid("", OPSET),
-            helper.make_opsetid("ai.onnx.ml", 5),
-            helper.make_opsetid("graphc", 1),
+            helper.make_opsetid("ai.onnx.ml", ML_OPSET),
+            helper.make_opsetid(DOMAIN, VERSION),
         ],
+        functions=functions_in(graph),
     )
     try:
         return onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+    except ONNX_ERRORS as error:
         raise InputError(
             node.label, f"its subgraphs do not fit: {str(error).strip()}", "Export the model again."
         ) from error
