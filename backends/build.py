@@ -7,6 +7,7 @@ What is cached whole is not lowered again: TVM is not even imported.
 
 import io
 import zipfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from graphc import artifact
 from graphc.artifact import Manifest, Quantization
 from graphc.backends import toolchain
 from graphc.backends.cache import Cache, key
-from graphc.backends.emit import emit
+from graphc.backends.emit import NONE, emit
 from graphc.backends.integer import integerize
 from graphc.backends.kernels import compile_kernels
 from graphc.backends.plan import plan
@@ -45,22 +46,40 @@ def build_target(
     if kept is not None:
         unpack(kept, folder)
         return artifact.read(folder)
+    grids = {**input_grids(graph), **output_grids(graph)}
+    quantization = {name: Quantization(grid.scale, grid.zero_point) for name, grid in grids.items()}
+    manifest = build_integerized(
+        integerize(graph), target, folder, server, cache, quantization=quantization, progress=progress
+    )
+    cache.put(name, pack(folder))
+    return manifest
+
+
+def build_integerized(
+    graph: Graph,
+    target: Target,
+    folder: Path,
+    server: Server,
+    cache: Cache,
+    *,
+    quantization: Mapping[str, Quantization] = NONE,
+    progress: Progress = silent,
+) -> Manifest:
+    """`build_target` for a graph in the integer arithmetic, of which only the kernels are cached."""
     program = _lowered(graph, target, server, progress)
     memory = plan(program)
     code = compile_kernels(program, target, cache, server, _watching(progress, "compile kernels"))
-    grids = {**input_grids(graph), **output_grids(graph)}
-    quantization = {name: Quantization(grid.scale, grid.zero_point) for name, grid in grids.items()}
+    tools = toolchain.find(target.triple, cache.folder)
     progress("link", 0.0)
     manifest = emit(
         program, memory, code, folder, target=target, toolchain=tools, quantization=quantization, cache=cache
     )
     progress("link", 1.0)
-    cache.put(name, pack(folder))
     return manifest
 
 
 def _lowered(graph: Graph, target: Target, server: Server, progress: Progress) -> Program:
-    job = Job(LOWER, (integerize(graph), target, note), f"model '{graph.name}'")
+    job = Job(LOWER, (graph, target, note), f"model '{graph.name}'")
     progress("lower", 0.0)
     program: Program = server.run([job], progress=_watching(progress, "lower"))[0]
     return replace(program, name=graph.name)

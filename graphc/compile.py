@@ -16,7 +16,7 @@ from graphc.budget import check_budget
 from graphc.exporter import save
 from graphc.importer import Source
 from graphc.ir import Graph
-from graphc.job import SpecSource, prepare
+from graphc.job import Job, SpecSource, prepare
 from graphc.measure import measure
 from graphc.progress import Progress, silent
 from graphc.report import Report
@@ -63,8 +63,17 @@ def compile(  # noqa: A001
     what was in `out` stays as it was.
     """
     job = prepare(model, spec, only)
+    build = build_job(job, Path(out), stop_after=stop_after, progress=progress, cache=cache)
+    check_budget(build.report)
+    return build
+
+
+def build_job(
+    job: Job, out: Path, *, stop_after: int | None = None, progress: Progress = silent, cache: Path | None = None
+) -> Build:
+    """The road from a checked job to a build. The budget is in its report, and nothing is raised for it."""
     memory = FolderMemory(Cache(cache))
-    with Staging(Path(out) / job.name) as staging, Server(scratch=memory.cache.scratch()) as server:
+    with Staging(out / job.name) as staging, Server(scratch=memory.cache.scratch()) as server:
         done = pipeline.run(job.model, job.spec.passes, job.data, memory, progress=progress, stop_after=stop_after)
         save(done.graph, staging.folder / MODEL)
         for target in job.targets:
@@ -72,7 +81,6 @@ def compile(  # noqa: A001
         report = measure(job, done, staging.folder, memory, progress)
         (staging.folder / REPORT).write_text(report.text(), encoding="utf-8")
         staging.commit()
-    check_budget(report)
     return Build(staging.place, report)
 
 

@@ -2,12 +2,30 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
-from graphc.ir import Array, TensorType
+from graphc import artifact
+from graphc.borders import Border
+from graphc.data import Dataset
+from graphc.errors import InputError
+from graphc.ir import Array, Graph, TensorType
+from graphc.job import read_spec
+from graphc.report import Report, read_report
+from graphc.staging import MODEL
 
 SEED = 0
+
+
+def model_beside(folder: Path) -> Path:
+    """The model.onnx of the build that an artifact belongs to. Raises InputError where there is none."""
+    path = artifact.find(folder).resolve().parent / MODEL
+    if not path.is_file():
+        problem = f"there is no {MODEL} beside it to compare it with."
+        raise InputError(str(folder), problem, "Use the folder where `graphc build` put it, or build again.")
+    return path
 
 
 @dataclass(frozen=True)
@@ -16,6 +34,35 @@ class Inputs:
 
     feeds: tuple[Mapping[str, Array], ...]
     source: str
+
+
+def inputs_for(folder: Path, model: Graph, count: int) -> Inputs:
+    """Up to `count` samples of the data that the report of an artifact's build names, as `model` takes them.
+
+    Where there is none, or it is gone: random inputs, and why is said.
+    """
+    types = {name: model.types[name] for name in model.inputs}
+    try:
+        report = read_report(artifact.find(folder).resolve().parent)
+        dataset = _dataset(report, types)
+    except InputError as error:
+        found = seeded(types, count)
+        return Inputs(found.feeds, f"{found.source}, because: {error}")
+    if dataset is None:
+        return seeded(types, count)
+    border = Border.of(model, {name: np.dtype(dtype) for name, dtype in report.types.items()})
+    feeds = tuple(border.enter(batch.feeds) for batch in islice(dataset, count))
+    return Inputs(feeds, f"{len(feeds)} inputs of {dataset.path}")
+
+
+def _dataset(report: Report, types: Mapping[str, TensorType]) -> Dataset | None:
+    """The evaluation data of a build, else its calibration data, for a model with these inputs."""
+    data = read_spec(report.spec).data
+    section = data.evaluation or data.calibration
+    if section is None:
+        return None
+    outside = {name: TensorType(np.dtype(report.types[name]), kind.shape) for name, kind in types.items()}
+    return Dataset(section, outside, data.preprocess)
 
 
 def seeded(inputs: Mapping[str, TensorType], count: int) -> Inputs:

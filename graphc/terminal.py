@@ -85,15 +85,15 @@ class Lines:
         self._stream.flush()
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", text_columns: int = 1) -> None:
-    """A table on stdout; all but the first `text_columns` columns are aligned right."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str, title: str = "") -> None:
+    """A table on stdout; `align` has a letter for each column: `<` for text, `>` for figures."""
     if sys.stdout.isatty():
-        _rich_table(header, rows, title, text_columns)
+        _rich_table(header, rows, align, title)
     else:
-        _plain_table(header, rows, title, text_columns)
+        _plain_table(header, rows, align, title)
 
 
-def _rich_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str, text_columns: int) -> None:
+def _rich_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str, title: str) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -102,23 +102,20 @@ def _rich_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str
     drawn = Table(
         box=box.SIMPLE_HEAD, title=Text(title, style="bold") if title else None, title_justify="left", pad_edge=False
     )
-    for index, name in enumerate(header):
-        drawn.add_column(Text(name), justify="left" if index < text_columns else "right", overflow="fold")
+    for name, side in zip(header, align, strict=True):
+        drawn.add_column(Text(name), justify="left" if side == "<" else "right", overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))
     Console().print(drawn)
 
 
-def _plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str, text_columns: int) -> None:
+def _plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str, title: str) -> None:
     lines = [header, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     if title:
         line_out(title)
     for line in lines:
-        cells = (
-            cell.ljust(width) if column < text_columns else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
+        cells = (f"{cell:{side}{width}}" for cell, side, width in zip(line, align, widths, strict=True))
         line_out("  ".join(cells).rstrip())
 
 

@@ -47,7 +47,7 @@ def test_lines_speak_of_slow_stages_only() -> None:
 
 
 def test_a_piped_table_is_aligned_and_never_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
-    table(("step", "size"), [("quantize " * 20, "1 B"), ("x", "100 B")], title="Steps")
+    table(("step", "size"), [("quantize " * 20, "1 B"), ("x", "100 B")], "<>", "Steps")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Steps"
     assert len(lines) == 4

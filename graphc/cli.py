@@ -1,0 +1,204 @@
+"""The command `graphc`: each subcommand parses its options here and calls one function of the library.
+
+Exit codes: 0 done; 1 a bug in graphc; 2 the user's spec, model or data; 3 over a budget; 4 verification failed;
+5 a toolchain is missing. Everything heavy is imported inside the commands, so that `graphc --help` is quick.
+"""
+
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from graphc.errors import GraphcError, InputError, InternalError
+from graphc.version import VERSION
+
+BUG = f"""This is a bug in graphc {VERSION}. Please report it with the command, the spec and, if you can share it, the
+model. `graphc --debug ...` prints what happened where; add that."""
+INTERRUPTED = 130
+
+
+class Commands(TyperGroup):
+    """The border where errors become messages and exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GraphcError as error:
+            _fail(str(error), error.exit_code, bug=isinstance(error, InternalError))
+        except KeyboardInterrupt:
+            _fail("stopped.", INTERRUPTED)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            _fail(f"{where}{error.strerror or error}. Check the path and its permissions.", InputError.exit_code)
+
+
+def _fail(message: str, code: int, *, bug: bool = False) -> NoReturn:
+    if _DEBUG:
+        sys.__excepthook__(*_current())
+    sys.stderr.write(f"error: {message}\n" + (f"{BUG}\n" if bug else ""))
+    raise typer.Exit(code)
+
+
+def _current() -> tuple[type[BaseException], BaseException, TracebackType | None]:
+    kind, error, trace = sys.exc_info()
+    assert kind is not None and error is not None
+    return kind, error, trace
+
+
+def _unforeseen(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The hook for exceptions that nothing in graphc foresaw; Python exits with 1 after it."""
+    if _DEBUG:
+        sys.__excepthook__(kind, error, trace)
+    sys.stderr.write(f"error: {kind.__name__}: {error}\n{BUG}\n")
+
+
+_DEBUG: list[bool] = []
+"""Holds something when tracebacks are wanted."""
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec, a YAML file.")]
+Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A target's folder, such as build/digits/native.")]
+Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print a traceback with every error.")] = False,
+) -> None:
+    """Make a neural network small and fast from one spec file: ONNX in, a compressed model and native code out."""
+    _DEBUG[:] = [True] if debug else []
+    if version:
+        typer.echo(f"graphc {VERSION}")
+        raise typer.Exit
+
+
+@app.command()
+def build(
+    spec: SpecFile,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Write to DIR/NAME.")] = Path("build"),
+    target: Annotated[
+        list[str] | None, typer.Option("--target", metavar="T", help="Build this target of the spec only.")
+    ] = None,
+    stop_after: Annotated[
+        int | None, typer.Option("--stop-after", metavar="N", min=0, help="Stop after the N-th pass.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Build what a spec asks for: passes, model.onnx, an artifact per target, a report."""
+    from graphc.cli_build import build_spec
+
+    build_spec(spec, out, target or [], stop_after, json)
+
+
+@app.command()
+def check(spec: SpecFile, json: Json = False) -> None:
+    """Check a spec with its model, data and targets, and build nothing."""
+    from graphc.cli_build import check_spec
+
+    check_spec(spec, json)
+
+
+@app.command()
+def show(
+    thing: Annotated[Path, typer.Argument(metavar="MODEL_OR_ARTIFACT", help="An ONNX file or an artifact's folder.")],
+    text: Annotated[bool, typer.Option("--text", help="Print the whole graph of a model.")] = False,
+    json: Json = False,
+) -> None:
+    """Show what is in a model or an artifact."""
+    from graphc.show import show_any
+
+    show_any(thing, text, json)
+
+
+@app.command()
+def run(
+    artifact: Artifact,
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Write one .npy per output into DIR.")],
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", metavar="NAME=FILE.npy", help="An input; once for each.")
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads to run on.")] = 1,
+) -> None:
+    """Run an artifact once on .npy files."""
+    from graphc.cli_artifact import run_artifact
+
+    run_artifact(artifact, inputs or [], output, threads)
+
+
+@app.command()
+def verify(
+    artifact: Artifact,
+    samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Inputs to compare on.")] = 16,
+    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads to run on.")] = 1,
+    json: Json = False,
+) -> None:
+    """Compare an artifact with its model, value by value; name the first node where they part."""
+    from graphc.cli_artifact import verify_artifact
+
+    verify_artifact(artifact, samples, threads, json)
+
+
+@app.command()
+def bench(
+    artifact: Artifact,
+    *,
+    against: Annotated[
+        str, typer.Option("--against", metavar="ENGINES", help="Time these as well: onnxruntime,openvino.")
+    ] = "",
+    threads: Annotated[str, typer.Option("--threads", metavar="N,...", help="Numbers of threads to run on.")] = "1",
+    seconds: Annotated[float, typer.Option("--seconds", help="How long to measure, per number of threads.")] = 2.0,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="FILE", help="What the engines run, if not the build's model.onnx."),
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Time every kernel call as well.")] = False,
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to FILE.")] = None,
+) -> None:
+    """Time an artifact, beside other engines on the same inputs, in turns."""
+    from graphc.cli_artifact import bench_artifact
+
+    bench_artifact(artifact, against=against, threads=threads, seconds=seconds, model=model, layers=layers, file=json)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of spec files, for editors."""
+    from graphc.cli_lists import print_schema
+
+    print_schema()
+
+
+@app.command()
+def targets(json: Json = False) -> None:
+    """List the targets that specs can name."""
+    from graphc.cli_lists import list_targets
+
+    list_targets(json)
+
+
+@app.command()
+def passes(json: Json = False) -> None:
+    """List the passes that specs can name, with their options."""
+    from graphc.cli_lists import list_passes
+
+    list_passes(json)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.excepthook = _unforeseen
+    get_command(app)()

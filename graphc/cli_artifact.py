@@ -1,0 +1,143 @@
+"""`graphc run`, `graphc verify` and `graphc bench`: what they read and print."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from graphc import terminal
+from graphc.errors import InputError, VerificationError
+from graphc.ir.graph import Array
+from graphc.runner import Runner
+from graphc.terminal import duration, line_out, table
+
+
+def run_artifact(folder: Path, inputs: Sequence[str], output: Path, threads: int) -> None:
+    """Run once on the files given as NAME=FILE.npy and write one file per output."""
+    feeds = dict(_feed(text) for text in inputs)
+    with Runner(folder, threads) as runner:
+        found = runner(**feeds)
+        names = [tensor.name for tensor in runner.outputs]
+    results = {names[0]: found} if len(names) == 1 else found
+    output.mkdir(parents=True, exist_ok=True)
+    for name, array in results.items():
+        path = output / f"{_file_name(name)}.npy"
+        beside = path.with_name(f".{path.name}")
+        with beside.open("wb") as file:
+            np.save(file, array)
+        beside.replace(path)
+        line_out(f"{name}: {array.dtype}{list(array.shape)} -> {path}")
+
+
+def _feed(text: str) -> tuple[str, Array]:
+    """An input's name and its array, from NAME=FILE.npy."""
+    name, equals, file = text.rpartition("=")
+    if not equals or not name:
+        raise InputError(f"--input {text}", "expected NAME=FILE.npy.", "Name the model's input before the file.")
+    try:
+        array = np.load(file, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise InputError(file, "no such file.", "Check the path.") from error
+    except (ValueError, EOFError) as error:
+        raise InputError(file, f"expected a .npy file: {error}.", "Write it with numpy.save.") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(file, "expected one array, got an .npz archive.", "Write one .npy for each input.")
+    return name, array
+
+
+def _file_name(output: str) -> str:
+    """An output's name as a file's: whatever could lead elsewhere becomes `_`."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in output).lstrip(".") or "output"
+
+
+def verify_artifact(folder: Path, samples: int, threads: int, as_json: bool) -> None:
+    """Compare, print, and raise VerificationError, with the first node that differs, where they do not agree."""
+    from graphc.backends.cache import Cache
+    from graphc.diverge import first_divergence
+    from graphc.verify import compare_subject, subject
+
+    with terminal.progress() as progress:
+        found = subject(folder, samples)
+        result = compare_subject(found, threads, progress)
+        where = "" if result.agrees else str(first_divergence(found, Cache(), progress))
+    if as_json:
+        line_out(json.dumps({"agrees": result.agrees, **asdict(result), "divergence": where or None}, indent=1))
+    else:
+        rows = [
+            (
+                c.name,
+                "every bit" if c.exact else "1e-4",
+                str(c.elements),
+                str(c.differing),
+                f"{c.error:.1e}",
+                _mark(c.agrees),
+            )
+            for c in result.outputs
+        ]
+        line_out(f"on {result.inputs}; {result.integer_nodes} nodes in integers")
+        table(("output", "must agree to", "elements", "differ", "largest error", ""), rows, "<<>>><")
+    if not result.agrees:
+        names = ", ".join(c.name for c in result.outputs if not c.agrees)
+        raise VerificationError(str(folder), f"differs from its model in {names}: {where}")
+
+
+def _mark(agrees: bool) -> str:
+    return "ok" if agrees else "DIFFERS"
+
+
+def bench_artifact(
+    folder: Path,
+    *,
+    against: str,
+    threads: str,
+    seconds: float,
+    model: Path | None,
+    layers: bool,
+    file: Path | None,
+) -> None:
+    """Time, print, and write the figures where a file is given ('-': stdout, and nothing else there)."""
+    from graphc.benchmark import benchmark, profile
+
+    engines = [name.strip() for name in against.split(",") if name.strip()]
+    with terminal.progress() as progress:
+        result = benchmark(folder, engines, _numbers(threads), seconds, model=model, progress=progress)
+        calls = profile(folder, _numbers(threads)[0]) if layers else ()
+    text = json.dumps({**asdict(result), "layers": [asdict(call) for call in calls]}, indent=1) + "\n"
+    if file is not None and str(file) == "-":
+        sys.stdout.write(text)
+        return
+    if file is not None:
+        file.write_text(text, encoding="utf-8")
+    line_out(f"{result.machine}; on {result.inputs}; engines run {result.model}")
+    header = ("threads", "engine", "median", "min", "p10 .. p90", "time / graphc", "p10 .. p90")
+    rows = [
+        (
+            str(figure.threads),
+            figure.engine,
+            duration(figure.timing.median),
+            duration(figure.timing.minimum),
+            f"{duration(figure.timing.low)} .. {duration(figure.timing.high)}",
+            f"{figure.ratio.median:.2f}" if figure.ratio else "",
+            f"{figure.ratio.low:.2f} .. {figure.ratio.high:.2f}" if figure.ratio else "",
+        )
+        for figure in result.figures
+    ]
+    table(header, rows, "><>>>>>")
+    if calls:
+        line_out()
+        total = sum(call.seconds for call in calls)
+        shares = [
+            (str(c.index), ", ".join(c.nodes), c.kernel, duration(c.seconds), f"{c.seconds / total:.1%}") for c in calls
+        ]
+        table(("call", "nodes", "kernel", "median", "share"), shares, "><<>>")
+
+
+def _numbers(text: str) -> list[int]:
+    """'1,2' -> [1, 2]."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"--threads {text}", "expected numbers of threads, such as 1 or 1,2.")
+    return [int(part) for part in parts]

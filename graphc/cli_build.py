@@ -1,0 +1,144 @@
+"""`graphc build` and `graphc check`: what they print."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from graphc import terminal
+from graphc.budget import check_budget
+from graphc.compile import Build, build_job
+from graphc.ir.cost import cost
+from graphc.job import Job, prepare
+from graphc.report import Quality, Report, Step
+from graphc.terminal import duration, line_out, number, size, table
+
+NOTHING = "-"
+SHOWN_NAMES = 4
+"""Skipped nodes named per reason; the report has them all."""
+
+
+def build_spec(spec: Path, out: Path, only: Sequence[str], stop_after: int | None, json: bool) -> None:
+    """Build, then print the report: its JSON, or tables. A missed budget is an error after them."""
+    job = prepare(None, spec, only)
+    with terminal.progress() as progress:
+        build = build_job(job, out, stop_after=stop_after, progress=progress)
+    if json:
+        line_out(build.report.text().rstrip())
+    else:
+        _print_build(build, job.data.metric.unit if job.data.metric else "")
+    check_budget(build.report)
+
+
+def _print_build(build: Build, unit: str) -> None:
+    """The steps, what they skipped, before and after, and where everything is."""
+    report = build.report
+    metric = report.steps[0].quality.metric if report.steps[0].quality else None
+    header = ("step", "nodes", "weights", "MACs", metric or "", "SQNR", "skipped")
+    rows = [_step_row(step, unit) for step in report.steps]
+    kept = [i for i, name in enumerate(header) if any(row[i] != NOTHING for row in rows) and name]
+    align = "".join("<>>>>>>"[i] for i in kept)
+    table([header[i] for i in kept], [[row[i] for i in kept] for row in rows], align)
+    for line in _skips(report.steps):
+        line_out(line)
+    line_out()
+    table((report.name, "before", "after", ""), list(_summary(report, unit)), "<>><")
+    line_out()
+    line_out(f"model     {build.model}")
+    for target in report.targets:
+        sizes = f"{size(target.flash)} of code and weights, {size(target.ram)} of RAM"
+        line_out(f"artifact  {build.artifact(target.id)}  ({sizes})")
+
+
+def _step_row(step: Step, unit: str) -> Sequence[str]:
+    quality = step.quality
+    return (
+        f"{step.index} {step.kind}",
+        str(step.nodes),
+        size(step.bytes),
+        _count(step.macs),
+        _value(quality, unit),
+        NOTHING if quality is None or quality.sqnr is None else f"{quality.sqnr:.1f} dB",
+        str(len(step.skips)) if step.skips else NOTHING,
+    )
+
+
+def _skips(steps: Sequence[Step]) -> Iterator[str]:
+    """One line per pass and reason."""
+    for step in steps:
+        names = defaultdict(list)
+        for skip in step.skips:
+            names[skip.reason].append(skip.node)
+        for reason, nodes in names.items():
+            more = f", ... {len(nodes)} in all" if len(nodes) > SHOWN_NAMES else ""
+            yield f"{step.kind} skipped {', '.join(nodes[:SHOWN_NAMES])}{more}: {reason}"
+
+
+def _summary(report: Report, unit: str) -> Iterator[tuple[str, str, str, str]]:
+    """Rows: what, before, after, a remark."""
+    first, last = report.steps[0], report.steps[-1]
+    if first.quality and first.quality.metric:
+        yield from _accuracy(report, first.quality, unit)
+    elif last.quality and len(report.steps) > 1:
+        remark = f"{last.quality.samples} samples of {last.quality.data} data"
+        yield "largest error", NOTHING, f"{last.quality.error:.2e}", f"of the largest output; {remark}"
+    yield "weights", size(first.bytes), size(last.bytes), _times(first.bytes, last.bytes, "smaller")
+    yield "MACs", _count(first.macs), _count(last.macs), ""
+    for target in report.targets:
+        if target.latency is not None and report.before is not None:
+            before, after = report.before.median, target.latency.median
+            remark = f"{_times(before, after, 'faster')} (before: {report.before.engine}; 1 thread)"
+            yield f"latency, {target.id}", duration(before), duration(after), remark
+
+
+def _accuracy(report: Report, before: Quality, unit: str) -> Iterator[tuple[str, str, str, str]]:
+    """The metric of each artifact that ran here; of model.onnx where none did."""
+    name = before.metric or ""
+    remark = f"{before.samples} samples of {before.data} data"
+    measured = {target.id: target.quality for target in report.targets if target.quality is not None}
+    if not measured:
+        yield name, _value(before, unit), _value(report.steps[-1].quality, unit), f"{remark}; model.onnx"
+    for id_, quality in measured.items():
+        yield f"{name}, {id_}", _value(before, unit), _value(quality, unit), remark
+
+
+def _value(quality: Quality | None, unit: str) -> str:
+    if quality is None or quality.value is None:
+        return NOTHING
+    return f"{quality.value:.2f} %" if unit == "%" else f"{quality.value:.4g}"
+
+
+def _count(macs: int | None) -> str:
+    return NOTHING if macs is None else number(macs)
+
+
+def _times(before: float, after: float, better: str) -> str:
+    return f"{before / after:.2f}x {better}" if after else ""
+
+
+def check_spec(spec: Path, json: bool) -> None:
+    """Say what a build of this spec would work on; any mistake is an error."""
+    job = prepare(None, spec)
+    facts = _facts(job)
+    if json:
+        from json import dumps
+
+        line_out(dumps(facts, indent=1))
+        return
+    for name, value in facts.items():
+        line_out(f"{name:<12}{value}")
+    line_out("no mistakes found")
+
+
+def _facts(job: Job) -> dict[str, str]:
+    model, price = job.model, cost(job.model)
+    facts = {"name": job.name, "model": job.source}
+    facts["inputs"] = ", ".join(f"{name}: {model.types[name]}" for name in model.inputs)
+    facts["outputs"] = ", ".join(f"{name}: {model.types[name]}" for name in model.outputs)
+    facts["cost"] = f"{len(model.nodes)} nodes, {size(price.bytes)} of weights, {_count(price.macs)} MACs"
+    if job.data.calibration is not None:
+        facts["calibration"] = f"{job.data.calibration.path}: {len(job.data.calibration)} runs"
+    if job.data.evaluation is not None and job.data.metric is not None:
+        facts["evaluation"] = f"{job.data.evaluation.path}: {len(job.data.evaluation)} runs, {job.data.metric.name}"
+    facts["passes"] = ", ".join(step.kind for step in job.spec.passes) or "none"
+    facts["targets"] = ", ".join(target.id for target in job.targets) or "none"
+    return facts

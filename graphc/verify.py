@@ -1,0 +1,155 @@
+"""Does an artifact compute what its model says? Value by value, on the same inputs.
+
+    integers, and floats made of them by exact operators:  equal to the reference, every element
+    all other floats:  |y - reference| <= 1e-4 * largest |reference| of that output
+
+The reference is onnxruntime without graph optimizations on the build's model.onnx. Quantized regions are computed by
+graphc.backends.reference instead: onnxruntime rounds them differently from one optimization level to the next.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from graphc import artifact
+from graphc.artifact import Manifest
+from graphc.backends.integer import integerize
+from graphc.backends.integer_moves import MOVES
+from graphc.backends.integer_region import DOMAIN
+from graphc.backends.reference import Reference
+from graphc.errors import VerificationError
+from graphc.execute import Session
+from graphc.importer import load
+from graphc.ir import Array, Graph
+from graphc.measure import by_name
+from graphc.progress import Progress, silent
+from graphc.quality import Difference, Model
+from graphc.runner import Runner
+from graphc.samples import Inputs, inputs_for, model_beside
+
+TOLERANCE = 1e-4
+"""Of the largest magnitude of a float output."""
+
+EXACT = frozenset(
+    {*MOVES, "QuantizeLinear", "DequantizeLinear", "MaxPool", "Relu", "Clip", "Min", "Max", "Neg", "Abs", "Identity"}
+    | {"ArgMax", "ArgMin", "TopK", "Where", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not"}
+)
+"""Operators of ONNX whose results have one right value on every machine, given their operands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One value over all inputs. `exact`: no element may differ; else `error` may be `TOLERANCE` at most."""
+
+    name: str
+    exact: bool
+    elements: int
+    differing: int
+    error: float
+
+    @property
+    def agrees(self) -> bool:
+        return self.differing == 0 if self.exact else self.error <= TOLERANCE
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """`inputs` says what was fed; `integer_nodes` counts the nodes of the integer arithmetic."""
+
+    inputs: str
+    integer_nodes: int
+    outputs: tuple[Comparison, ...]
+
+    @property
+    def agrees(self) -> bool:
+        return all(output.agrees for output in self.outputs)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An artifact with what it was built from."""
+
+    folder: Path
+    manifest: Manifest
+    graph: Graph
+    """The build's model, in the integer arithmetic."""
+    inputs: Inputs
+
+
+def subject(folder: Path, samples: int) -> Subject:
+    """Read an artifact, the model beside it, and inputs for both. Raises InputError where the model is gone."""
+    folder = artifact.find(folder)
+    manifest = artifact.read(folder)
+    model = load(model_beside(folder))
+    return Subject(folder, manifest, integerize(model), inputs_for(folder, model, samples))
+
+
+def verify(folder: Path, samples: int, threads: int = 1, progress: Progress = silent) -> Verification:
+    """Run the artifact in `folder` and its reference on the same `samples` inputs.
+
+    Raises InputError where the artifact or its model is missing, UnsupportedError where it cannot run on this machine.
+    """
+    return compare_subject(subject(folder, samples), threads, progress)
+
+
+def compare_subject(subject: Subject, threads: int = 1, progress: Progress = silent) -> Verification:
+    """`verify` for what `subject` has read."""
+    return Verification(
+        inputs=subject.inputs.source,
+        integer_nodes=sum(node.domain == DOMAIN for node in subject.graph.nodes),
+        outputs=compare(subject, subject.folder, subject.graph, threads, progress),
+    )
+
+
+def compare(
+    subject: Subject, folder: Path, graph: Graph, threads: int = 1, progress: Progress = silent
+) -> tuple[Comparison, ...]:
+    """Each output of the artifact in `folder` against `graph`'s: the subject's, or the same with other outputs."""
+    reference = oracle(graph)
+    judges = {name: _Judge(name, name in exact_values(graph)) for name in graph.outputs}
+    feeds = subject.inputs.feeds
+    with Runner(folder, threads) as runner:
+        run = by_name(runner)
+        for done, given in enumerate(feeds):
+            progress("verify", done / len(feeds))
+            expected, actual = reference(given), run(given)
+            for name, judge in judges.items():
+                judge.add(actual[name], expected[name])
+    progress("verify", 1.0)
+    return tuple(judge.comparison() for judge in judges.values())
+
+
+def oracle(graph: Graph) -> Model:
+    """What an integerized graph computes, by the definition of its arithmetic."""
+    if any(node.domain == DOMAIN for node in graph.nodes):
+        return Reference(graph).run
+    return Session(graph).run
+
+
+def exact_values(graph: Graph) -> frozenset[str]:
+    """The values of an integerized graph that have one right answer, bit for bit."""
+    found = {*graph.inputs, *graph.constants}
+    for node in graph.nodes:
+        if (node.domain == DOMAIN or (not node.domain and node.op in EXACT)) and found.issuperset(node.reads):
+            found.update(node.results)
+    return frozenset(found)
+
+
+class _Judge:
+    """Takes in one output, run by run."""
+
+    def __init__(self, name: str, exact: bool) -> None:
+        self._name, self._exact = name, exact
+        self._elements = self._differing = 0
+        self._difference = Difference()
+
+    def add(self, actual: Array, expected: Array) -> None:
+        if actual.shape != expected.shape or actual.dtype != expected.dtype:
+            got = f"{actual.dtype}{list(actual.shape)}, its model {expected.dtype}{list(expected.shape)}"
+            raise VerificationError(f"output '{self._name}'", f"the artifact gives {got}.", "Build it again.")
+        same = (actual == expected) | ((actual != actual) & (expected != expected))  # noqa: PLR0124 (NaN equals NaN here)
+        self._elements += same.size
+        self._differing += int(same.size - same.sum())
+        self._difference.add(actual, expected)
+
+    def comparison(self) -> Comparison:
+        return Comparison(self._name, self._exact, self._elements, self._differing, self._difference.error)
