@@ -46,7 +46,7 @@ class Session:
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs, then taps, by name. Raises InputError when `feeds` are not what the graph's inputs ask for."""
         check_feeds(self.graph, feeds)
-        given = {name: np.ascontiguousarray(feeds[name]) for name in self.graph.inputs}
+        given = {name: np.require(feeds[name], requirements="C") for name in self.graph.inputs}  # keeps rank 0
         values: dict[str, Array] = {**self.graph.constants, **given}
         if self._computed:
             try:
@@ -155,7 +155,7 @@ def _lies_beside(array: Array) -> bool:
 
 
 def _ort_value(array: Array) -> onnxruntime.OrtValue:
-    array = np.ascontiguousarray(array)
+    array = np.require(array, requirements="C")
     if array.dtype.isbuiltin == 1:  # a type of numpy's own
         return onnxruntime.OrtValue.ortvalue_from_numpy(array)
     storage = array.view(np.dtype(f"u{array.dtype.itemsize}"))
