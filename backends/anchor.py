@@ -61,7 +61,7 @@ def find(function: Any) -> Anchor | None:
         return None
     anchor, out = anchors[0], blocks[-1]
     operands = _operands(anchor)
-    if len(operands) != 2 or not isinstance(out.body, tirx.BufferStore):
+    if not operands or not isinstance(out.body, tirx.BufferStore):
         return None
     x, nest, padded = operands[0], None, None
     if pads:
@@ -74,7 +74,7 @@ def find(function: Any) -> Anchor | None:
     if any(not index.same_as(var) for index, var in zip(out.body.indices, variables, strict=True)):
         return None
     info = json.loads(str(anchor.annotations["graphc.anchor"]))
-    return Anchor(info, tuple(function.params), function.attrs, x, operands[1], anchor.body.buffer, variables, out.body, nest, padded)
+    return Anchor(info, tuple(function.params), function.attrs, x, operands[1] if len(operands) > 1 else None, anchor.body.buffer, variables, out.body, nest, padded)
 
 
 def _operands(block: Any) -> list[Any]:

@@ -47,12 +47,13 @@ class Convolution:
     def blocks(self) -> int:
         return -(-self.filters // self.block)
 
-    def description(self, batch: int) -> str:
+    def description(self, batch: int, shift: int) -> str:
         """What the schedule rules read from the anchor's annotation."""
         span = self.window
         return json.dumps({"kind": f"conv_{self.kind}", "input": [batch, *self.size, self.channels], "output": span.output, "kernel": span.kernel,
                            "strides": span.strides, "dilations": span.dilations, "begin": span.begin, "filters": self.filters, "groups": self.groups,
-                           "block": self.block, "step": self.step, "depth": self.depth})
+                           "block": self.block, "step": self.step, "depth": self.depth,
+                           "shift": shift, "multiplier": self.filters // self.groups if self.kind == "depthwise" else 0})
 
 
 def convolution(state: Lowering, node: Node, step: int = 1) -> Convolution:
@@ -126,24 +127,26 @@ def accumulate(conv: Convolution, x: te.Tensor, weights: te.Tensor, dtype: str, 
         return [p * s + t * d for p, s, t, d in zip(i[1 : rank + 1], span.strides, taps, span.dilations, strict=True)]
 
     n = x.shape[0]
-    attributes = {"graphc.anchor": conv.description(int(n))}
+    attributes = {"graphc.anchor": conv.description(int(n), shift)}
+
+    def shifted(value: Any) -> Any:
+        return value.astype(dtype) + tirx.const(shift, dtype) if shift else value.astype(dtype)
+
     if conv.kind == "depthwise":
         multiplier = conv.filters // conv.channels
         return te.compute((n, *span.output, conv.filters),
-                          lambda *i: te.sum(source[(i[0], *at(i), i[-1] // multiplier)].astype(dtype) * weights[(*taps, i[-1])].astype(dtype), axis=taps),
+                          lambda *i: te.sum(shifted(source[(i[0], *at(i), i[-1] // multiplier)]) * weights[(*taps, i[-1])].astype(dtype), axis=taps),
                           name="conv", attrs=attributes)
     c = te.reduce_axis((0, conv.channels // conv.groups), "c")
     if conv.kind == "grouped":
         inner, outer = conv.channels // conv.groups, conv.filters // conv.groups
         return te.compute((n, *span.output, conv.filters),
-                          lambda *i: te.sum(source[(i[0], *at(i), i[-1] // outer * inner + c)].astype(dtype) * weights[(*taps, c, i[-1])].astype(dtype), axis=[*taps, c]),
+                          lambda *i: te.sum(shifted(source[(i[0], *at(i), i[-1] // outer * inner + c)]) * weights[(*taps, c, i[-1])].astype(dtype), axis=[*taps, c]),
                           name="conv", attrs=attributes)
 
     def term(*i: Any) -> Any:
         place = (c, i[-1]) if conv.step == 1 else (c // conv.step, i[-1], c % conv.step)
-        value = source[(i[0], *at(i), c)].astype(dtype)
-        value = value + tirx.const(shift, dtype) if shift else value
-        return te.sum(value * weights[(i[-2], *taps, *place)].astype(dtype), axis=[*taps, c])
+        return te.sum(shifted(source[(i[0], *at(i), c)]) * weights[(i[-2], *taps, *place)].astype(dtype), axis=[*taps, c])
 
     return te.compute((n, *span.output, conv.blocks, conv.block), term, name="conv", attrs=attributes)
 

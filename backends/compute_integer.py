@@ -71,7 +71,8 @@ def conv(state: Lowering, node: Node) -> Sequence[Any]:
     dot = dot_product(state.target, weights.dtype)
     shape = compute_conv.convolution(state, node, dot.step)
     zero_point = node.get_int("x_zero_point", 0)
-    shift = dot.shift(state.type(node.inputs[0]).dtype) if shape.kind == "dense" else 0
+    # Dense kernels add plain products and pad with the zero point; the others skip padding, so they must subtract it.
+    shift = dot.shift(state.type(node.inputs[0]).dtype) if shape.kind == "dense" else -zero_point
     weights = weights.astype(dot.weights if shape.kind == "dense" else weights.dtype)
     bias = _per_channel(_constant(state, node, 2), shape.filters) - (zero_point + shift) * weights.reshape(shape.filters, -1).astype(np.int64).sum(axis=1)
     operands = [state.parameter(compute_conv.pack(shape, weights), node.inputs[1]), state.parameter(bias.astype(np.int32), node.inputs[2]),
@@ -206,12 +207,11 @@ def average_pool(state: Lowering, node: Node) -> Sequence[Any]:
     span, output = pool_window(state, node), state.type(node.outputs[0]).dims
     scales = _constant(state, node, 1)[counts(node, span, state.type(node.inputs[0]).dims[1:-1]) - 1]
     by_position = state.parameter(scales, node.inputs[1])
-    zero_point, dtype = node.get_int("x_zero_point", 0), state.type(node.inputs[0]).dtype.name
-    correction = int(np.prod(span.kernel)) * zero_point
+    zero_point = node.get_int("x_zero_point", 0)
 
     def define(x: te.Tensor, scale: te.Tensor) -> te.Tensor:
-        total = window_sum(x, span, output, "int32", tirx.const(zero_point, dtype))
-        return te.compute(output, lambda *i: requantized(state, node, total[i] - tirx.const(correction, "int32"), scale[i[1:-1]]), name="out")
+        total = window_sum(x, span, output, "int32", zero_point)
+        return te.compute(output, lambda *i: requantized(state, node, total[i], scale[i[1:-1]]), name="out")
 
     return [state.emit(define, state.value(node.inputs[0]), by_position, name="average_pool_int8", pattern=OUT_FUSIBLE)]
 
@@ -231,8 +231,7 @@ def mean(state: Lowering, node: Node) -> Sequence[Any]:
             kept = iter(i if len(i) < len(dims) else [p for axis, p in enumerate(i) if axis not in reduced])
             return [reduced[axis] if axis in reduced else next(kept) for axis in range(len(dims))]
 
-        total = te.compute(output, lambda *i: te.sum(x[tuple(at(i))].astype("int32"), axis=list(reduced.values())), name="mean_sum",
-                           attrs={"graphc.anchor": '{"kind": "pool"}'})
+        total = te.compute(output, lambda *i: te.sum(x[tuple(at(i))].astype("int32"), axis=list(reduced.values())), name="mean_sum")
         return te.compute(output, lambda *i: requantized(state, node, total[i] - tirx.const(correction, "int32"), tirx.const(scale, "float32")), name="out")
 
     return [state.emit(define, state.value(node.inputs[0]), name="mean_int8", pattern=OUT_FUSIBLE)]

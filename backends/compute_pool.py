@@ -1,5 +1,6 @@
 """Pooling, channels last."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,12 +34,23 @@ def counts(node: Node, span: Window, size: Sequence[int]) -> Array:
     return total
 
 
-def window_sum(x: te.Tensor, span: Window, output: Sequence[int], dtype: str, pad_value: Any) -> te.Tensor:
-    """Sums over each window (N, *output, C), in `dtype`; padding contributes `pad_value`."""
-    source = padded(x, span, pad_value)
+def described(kind: str, x: te.Tensor, span: Window, shift: int = 0) -> dict[str, str]:
+    """What the schedule rules read from a pool's annotation."""
+    info = {"kind": kind, "input": [int(d) for d in x.shape], "output": span.output, "kernel": span.kernel, "strides": span.strides,
+            "dilations": span.dilations, "begin": span.begin, "shift": shift}
+    return {"graphc.anchor": json.dumps(info)}
+
+
+def window_sum(x: te.Tensor, span: Window, output: Sequence[int], dtype: str, zero_point: int = 0) -> te.Tensor:
+    """Sums of x - zero_point over each window (N, *output, C), in `dtype`; padding contributes nothing."""
+    source = padded(x, span, tirx.const(zero_point, x.dtype))
     taps = [te.reduce_axis((0, k), f"k{axis}") for axis, k in enumerate(span.kernel)]
-    return te.compute(tuple(output), lambda *i: te.sum(source[(i[0], *_at(span, taps, i), i[-1])].astype(dtype), axis=taps), name="pool_sum",
-                      attrs={"graphc.anchor": '{"kind": "pool"}'})
+
+    def term(*i: Any) -> Any:
+        value = source[(i[0], *_at(span, taps, i), i[-1])].astype(dtype)
+        return te.sum(value - tirx.const(zero_point, dtype) if zero_point else value, axis=taps)
+
+    return te.compute(tuple(output), term, name="pool_sum", attrs=described("pool_sum", x, span, -zero_point))
 
 
 def _at(span: Window, taps: Sequence[Any], i: Sequence[Any]) -> list[Any]:
@@ -54,8 +66,9 @@ def max_pool(state: Lowering, node: Node) -> Sequence[Any]:
     def define(x: te.Tensor) -> te.Tensor:
         source = padded(x, span, tirx.min_value(dtype))
         taps = [te.reduce_axis((0, k), f"k{axis}") for axis, k in enumerate(span.kernel)]
-        return te.compute(output, lambda *i: te.max(source[(i[0], *_at(span, taps, i), i[-1])], axis=taps), name="pool_max",
-                          attrs={"graphc.anchor": '{"kind": "pool"}'})
+        largest = te.compute(output, lambda *i: te.max(source[(i[0], *_at(span, taps, i), i[-1])], axis=taps), name="pool_max",
+                             attrs=described("pool_max", x, span))
+        return te.compute(output, lambda *i: largest[i], name="out")
 
     return [state.emit(define, state.value(node.inputs[0]), name="max_pool", pattern=OUT_FUSIBLE)]
 
@@ -70,7 +83,7 @@ def average_pool(state: Lowering, node: Node) -> Sequence[Any]:
     factors = [] if uniform else [state.parameter(reciprocal, "reciprocal_counts")]
 
     def define(x: te.Tensor, *factor: te.Tensor) -> te.Tensor:
-        total = window_sum(x, span, output, dtype.name, tirx.const(0, dtype.name))
+        total = window_sum(x, span, output, dtype.name)
         one = tirx.const(float(reciprocal.flat[0]), dtype.name)
         return te.compute(output, lambda *i: total[i] * (factor[0][i[1:-1]] if factor else one), name="out")
 
@@ -87,8 +100,8 @@ def global_pool(state: Lowering, node: Node) -> Sequence[Any]:
     def define(x: te.Tensor) -> te.Tensor:
         axes = [te.reduce_axis((0, extent), f"p{axis}") for axis, extent in enumerate(size)]
         if node.op == "GlobalMaxPool":
-            return te.compute(output, lambda *i: te.max(x[(i[0], *axes, i[-1])], axis=axes), name="pool_max", attrs={"graphc.anchor": '{"kind": "pool"}'})
-        total = te.compute(output, lambda *i: te.sum(x[(i[0], *axes, i[-1])], axis=axes), name="pool_sum", attrs={"graphc.anchor": '{"kind": "pool"}'})
+            return te.compute(output, lambda *i: te.max(x[(i[0], *axes, i[-1])], axis=axes), name="pool_max")
+        total = te.compute(output, lambda *i: te.sum(x[(i[0], *axes, i[-1])], axis=axes), name="pool_sum")
         return te.compute(output, lambda *i: total[i] * tirx.const(1.0 / float(np.prod(size)), dtype), name="out")
 
     return [state.emit(define, state.value(node.inputs[0]), name="global_pool", pattern=OUT_FUSIBLE)]

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from graphc.backends import schedule_contraction, schedule_generic
+from graphc.backends import schedule_contraction, schedule_generic, schedule_window
 from graphc.backends.anchor import find
 from graphc.backends.targets import Target
 
-RULES = (schedule_contraction.schedule,)
+RULES = (schedule_contraction.schedule, schedule_window.schedule)
 
 
 def scheduled(function: Any, target: Target) -> Any:

@@ -12,8 +12,8 @@ with only the columns that lie inside. A 1x1 convolution of stride 1 is a produc
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -22,46 +22,10 @@ from tvm import tirx
 from graphc.backends.anchor import Anchor
 from graphc.backends.dot import dot_product
 from graphc.backends.dot_x86 import multiply_add
-from graphc.backends.statements import VECTORIZED, const, function, loop, sequence, spread, tasks, vector
+from graphc.backends.geometry import Rows
+from graphc.backends.statements import VECTORIZED, clipped_taps, const, function, loop, sequence, spread, tasks, vector
 from graphc.backends.targets import Target
-from graphc.backends.tiles import columns_in_tile
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """A contraction: `rows` of `columns` output positions, `filters` outputs in `blocks` of `block`, taps and depth.
-
-    A column reads the input at column * stride + tap * dilation - begin, which must be in [0, width).
-    """
-
-    rows: int
-    columns: int
-    filters: int
-    block: int
-    depth: int
-    kernel: tuple[int, int]
-    stride: int
-    dilation: int
-    begin: int
-    width: int
-    tile: int
-
-    @property
-    def blocks(self) -> int:
-        return -(-self.filters // self.block)
-
-    def inside(self, column: int, tap: int) -> bool:
-        """Whether a tap of an output column lies inside the input's width."""
-        at = column * self.stride + tap * self.dilation - self.begin
-        return 0 <= at < self.width
-
-    def tiles(self) -> list[tuple[int, int]]:
-        """(first column, columns) of each tile of a row."""
-        return [(first, min(self.tile, self.columns - first)) for first in range(0, self.columns, self.tile)]
-
-    def pattern(self, first: int, count: int) -> tuple[tuple[bool, ...], ...]:
-        """For each tap across, which columns of a tile it reaches."""
-        return tuple(tuple(self.inside(first + p, tap) for p in range(count)) for tap in range(self.kernel[1]))
+from graphc.backends.tiles import chunks, columns_in_tile
 
 
 def schedule(anchor: Anchor, target: Target) -> Any:
@@ -76,11 +40,13 @@ def schedule(anchor: Anchor, target: Target) -> Any:
 class _Contraction:
     """Writes the nest; what differs between convolutions and products is where operands lie."""
 
-    def __init__(self, anchor: Anchor, target: Target, geometry: Geometry) -> None:
-        self.anchor, self.target, self.geometry = anchor, target, geometry
+    def __init__(self, anchor: Anchor, target: Target, rows: Rows, depth: int, filters: int) -> None:
+        self.anchor, self.rows, self.depth, self.filters = anchor, rows, depth, filters
+        self.block = int(anchor.info["block"])
+        self.blocks = -(-filters // self.block)
         self.dtype = str(anchor.accumulator.dtype)
-        self.lanes = min(max(1, target.lanes(32)), geometry.block)
-        self.vectors = geometry.block // self.lanes
+        self.lanes = min(max(1, target.lanes(32)), self.block)
+        self.vectors = self.block // self.lanes
         self.source = anchor.x
         self.step = int(anchor.info["step"])
         self.dot = dot_product(target, np.dtype(str(anchor.weights.dtype))) if self.step > 1 else None
@@ -96,15 +62,14 @@ class _Contraction:
 
     def taps(self, row: Any) -> tuple[Any, Any]:
         """First row of the kernel that lies inside the input, and how many do."""
-        return 0, self.geometry.kernel[0]
+        return 0, 1
 
     def tasks(self) -> tuple[int, Any]:
-        """(number of tasks, task -> (row, block)): weights outermost where they are larger than the input."""
-        g = self.geometry
-        weights = g.blocks * g.block * g.depth * g.kernel[0] * g.kernel[1]
-        if weights > g.rows * g.columns * g.depth:
-            return g.rows * g.blocks, lambda task: (task % g.rows, task // g.rows)
-        return g.rows * g.blocks, lambda task: (task // g.blocks, task % g.blocks)
+        """(number of tasks, task -> (row, block)): the larger of weights and input is read once, the smaller again and again."""
+        rows, blocks = self.rows.rows, self.blocks
+        if prod(int(d) for d in self.anchor.weights.shape) > rows * self.rows.columns * self.depth:
+            return rows * blocks, lambda task: (task % rows, task // rows)
+        return rows * blocks, lambda task: (task // blocks, task % blocks)
 
     def build(self) -> Any:
         count, split = self.tasks()
@@ -113,35 +78,27 @@ class _Contraction:
         return function(self.anchor.parameters, self.anchor.attributes, nests, shared)
 
     def _row(self, row: Any, block: Any) -> Any:
-        """All tiles of one row; neighbours that reach the same columns share one loop."""
-        g = self.geometry
+        """All tiles of one row."""
         statements = []
-        for (count, pattern), group in groupby(g.tiles(), lambda tile: (tile[1], g.pattern(*tile))):
-            tiles = list(group)
-            first, number = tiles[0][0], len(tiles)
-
-            def body(t: Any, first: int = first, count: int = count, pattern: Any = pattern) -> Any:
-                return self._tile(row, block, const(first) + t * g.tile, count, pattern)
-
-            statements.append(loop("tile", 0, number, body))
+        for first, number, count, pattern in self.rows.groups():
+            tile = partial(self._tile, row, block, count=count, pattern=pattern)
+            statements.append(loop("tile", 0, number, lambda t, first=first, tile=tile: tile(const(first) + t * self.rows.tile)))
         return sequence(statements)
 
-    def _tile(self, row: Any, block: Any, first: Any, count: int, pattern: Sequence[Sequence[bool]]) -> Any:
-        g = self.geometry
-        acc = tirx.decl_buffer((count * g.block,), self.dtype, "acc", scope="local")
+    def _tile(self, row: Any, block: Any, first: Any, count: int, pattern: Sequence[Sequence[int]]) -> Any:
+        acc = tirx.decl_buffer((count * self.block,), self.dtype, "acc", scope="local")
         zero = spread(const(0, self.dtype), self.lanes)
         statements = [tirx.AllocBuffer(acc)]
         statements += [tirx.BufferStore(acc, zero, [vector(i * self.lanes, self.lanes)]) for i in range(count * self.vectors)]
-        low, taps = self.taps(row)
-        everywhere = all(all(reached) for reached in pattern)
-        if everywhere:
-            def across(kh: Any) -> Any:
-                return loop("kw", 0, g.kernel[1], lambda kw: self._depth(acc, row, block, first, kh, kw, range(count)))
-        else:
-            def across(kh: Any) -> Any:
-                reached = [(kw, [p for p in range(count) if columns[p]]) for kw, columns in enumerate(pattern)]
-                return sequence([self._depth(acc, row, block, first, kh, const(kw), columns) for kw, columns in reached if columns])
-        statements.append(loop("kh", low, taps, across))
+
+        def across(kh: Any) -> Any:
+            if all(len(columns) == count for columns in pattern):
+                return loop("kw", 0, len(pattern), lambda kw: self._depth(acc, row, block, first, kh, kw, range(count)))
+            reached = [(kw, columns) for kw, columns in enumerate(pattern) if columns]
+            return sequence([self._depth(acc, row, block, first, kh, const(kw), columns) for kw, columns in reached])
+
+        low, number = self.taps(row)
+        statements.append(loop("kh", low, number, across))
         statements += [self._store(acc, row, block, first, p) for p in range(count)]
         return sequence(statements)
 
@@ -155,7 +112,7 @@ class _Contraction:
                     statements.append(tirx.BufferStore(acc, self._multiply_add(acc[at], row, block, first + p, kh, kw, c, v), [at]))
             return sequence(statements)
 
-        return loop("c", 0, self.geometry.depth // self.step, body)
+        return loop("c", 0, self.depth // self.step, body)
 
     def _multiply_add(self, acc: Any, row: Any, block: Any, column: Any, kh: Any, kw: Any, c: Any, v: int) -> Any:
         """One vector of sums plus one input (or `step` of them) times one vector of weights."""
@@ -169,21 +126,20 @@ class _Contraction:
 
     def _store(self, acc: Any, row: Any, block: Any, first: Any, p: int) -> Any:
         """The epilogue of one output position: whole vectors, then what is left in the last block."""
-        g = self.geometry
-        left = g.filters - (g.blocks - 1) * g.block
+        left = self.filters - (self.blocks - 1) * self.block
 
         def store(v: int, lanes: int) -> Any:
             def lane(l: Any) -> Any:
-                channel = block * g.block + (v * self.lanes + l)
+                channel = block * self.block + (v * self.lanes + l)
                 return self.anchor.epilogue(self.position(row, first + p, channel), acc[(p * self.vectors + v) * self.lanes + l])
 
             return loop("lane", 0, lanes, lane, VECTORIZED) if lanes > 1 else lane(const(0))
 
         whole = sequence([store(v, self.lanes) for v in range(self.vectors)])
-        if left == g.block:
+        if left == self.block:
             return whole
-        rest = [store(v, min(self.lanes, left - v * self.lanes)) for v in range(self.vectors) if left > v * self.lanes]
-        return sequence(rest) if g.blocks == 1 else tirx.IfThenElse(block < g.blocks - 1, whole, sequence(rest))
+        rest = sequence([store(v, min(self.lanes, left - v * self.lanes)) for v in range(self.vectors) if left > v * self.lanes])
+        return rest if self.blocks == 1 else tirx.IfThenElse(block < self.blocks - 1, whole, rest)
 
 
 class _Convolution(_Contraction):
@@ -195,25 +151,30 @@ class _Convolution(_Contraction):
         through_pad = integer and anchor.pad is not None  # padding is the zero point there, not nothing
         self.batch, self.height, width, _ = (int(d) for d in anchor.padded.shape) if through_pad else info["input"]
         self.out_height, self.out_width = info["output"]
-        self.strides, self.dilations, self.begin = info["strides"], info["dilations"], [0, 0] if through_pad else info["begin"]
-        kernel = tuple(info["kernel"])
-        self.flat = kernel == (1, 1) and self.strides == [1, 1] and not any(self.begin) and info["output"] == [self.height, width]
-        rows, columns = (1, self.batch * self.height * width) if self.flat else (self.batch * self.out_height, self.out_width)
-        tile = columns_in_tile(target, columns, info["block"])
-        super().__init__(anchor, target, Geometry(rows, columns, info["filters"], info["block"], info["depth"], kernel, self.strides[1], self.dilations[1],
-                                                  self.begin[1], columns if self.flat else width, tile))
+        self.kernel, self.strides, self.dilations = info["kernel"], info["strides"], info["dilations"]
+        self.begin = [0, 0] if through_pad else info["begin"]
+        self.flat = self.kernel == [1, 1] and self.strides == [1, 1] and not any(self.begin) and info["output"] == [self.height, width]
+        pieces, columns = self.batch * self.out_height, self.out_width
+        if self.flat:
+            positions = self.batch * self.height * width
+            pieces = chunks(target, positions, info["block"])
+            columns = positions // pieces
+        rows = Rows(pieces, columns, self.kernel[1], self.strides[1], self.dilations[1], self.begin[1], columns if self.flat else width,
+                    columns_in_tile(target, columns, info["block"]))
+        super().__init__(anchor, target, rows, info["depth"], info["filters"])
         self.source = anchor.padded if through_pad else anchor.x
 
     def _pixel(self, row: Any, column: Any) -> tuple[Any, Any, Any]:
         """(image, row, column) of an output position."""
         if self.flat:
+            column = row * self.rows.columns + column
             return column // (self.out_height * self.out_width), column // self.out_width % self.out_height, column % self.out_width
         return row // self.out_height, row % self.out_height, column
 
     def x(self, row: Any, column: Any, kh: Any, kw: Any, c: Any) -> Any:
         image, i, j = self._pixel(row, column)
-        g = self.geometry
-        return self.source[image, i * self.strides[0] + kh * self.dilations[0] - self.begin[0], j * g.stride + kw * g.dilation - g.begin, c]
+        at = (i * self.strides[0] + kh * self.dilations[0] - self.begin[0], j * self.strides[1] + kw * self.dilations[1] - self.begin[1])
+        return self.source[image, *at, c]
 
     def w(self, row: Any, block: Any, kh: Any, kw: Any, inner: list[Any]) -> Any:
         return self.anchor.weights[(block, kh, kw, *inner)]
@@ -222,15 +183,7 @@ class _Convolution(_Contraction):
         return [*self._pixel(row, column), channel]
 
     def taps(self, row: Any) -> tuple[Any, Any]:
-        """Taps t with 0 <= i * stride + t * dilation - begin < height."""
-        k, d = self.geometry.kernel[0], self.dilations[0]
-        start = row % self.out_height * self.strides[0] - self.begin[0]
-        last = (self.out_height - 1) * self.strides[0] - self.begin[0] + (k - 1) * d
-        if self.begin[0] <= 0 and last < self.height:
-            return 0, k
-        low = tirx.max(const(0), (d - 1 - start) // d) if self.begin[0] > 0 else const(0)
-        high = tirx.min(const(k), (self.height - start + d - 1) // d) if last >= self.height else const(k)
-        return low, high - low
+        return clipped_taps(row % self.out_height, self.kernel[0], self.strides[0], self.dilations[0], self.begin[0], self.height, self.out_height)
 
 
 class _Product(_Contraction):
@@ -239,14 +192,17 @@ class _Product(_Contraction):
     def __init__(self, anchor: Anchor, target: Target) -> None:
         info = anchor.info
         self.batch = info["batch"]
-        rows = 1
-        for extent in self.batch:
-            rows *= extent
-        m, k, n = info["rows"], info["inner"], info["columns"]
-        super().__init__(anchor, target, Geometry(rows, m, n, info["block"], k, (1, 1), 1, 1, 0, m, columns_in_tile(target, m, info["block"])))
+        self.pieces = chunks(target, info["rows"], info["block"])
+        rows, columns = prod(self.batch) * self.pieces, info["rows"] // self.pieces
+        tile = columns_in_tile(target, columns, info["block"])
+        super().__init__(anchor, target, Rows(rows, columns, 1, 1, 1, 0, columns, tile), info["inner"], info["columns"])
+
+    def _matrix_row(self, row: Any, column: Any) -> Any:
+        return row % self.pieces * self.rows.columns + column
 
     def _batch(self, row: Any) -> list[Any]:
         places = []
+        row = row // self.pieces
         for extent in reversed(self.batch):
             places.append(row % extent)
             row = row // extent
@@ -259,11 +215,12 @@ class _Product(_Contraction):
         return [const(0) if int(extent) == 1 else place for extent, place in zip(own, places, strict=True)]
 
     def x(self, row: Any, column: Any, kh: Any, kw: Any, c: Any) -> Any:
-        inner = (c, column) if self.anchor.info["transposed"] else (column, c)
+        m = self._matrix_row(row, column)
+        inner = (c, m) if self.anchor.info["transposed"] else (m, c)
         return self.source[(*self._own(row, self.source.shape, 2), *inner)]
 
     def w(self, row: Any, block: Any, kh: Any, kw: Any, inner: list[Any]) -> Any:
         return self.anchor.weights[(*self._own(row, self.anchor.weights.shape, 3 if self.step == 1 else 4), block, *inner)]
 
     def position(self, row: Any, column: Any, channel: Any) -> list[Any]:
-        return [*self._batch(row), column, channel]
+        return [*self._batch(row), self._matrix_row(row, column), channel]

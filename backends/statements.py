@@ -36,6 +36,18 @@ def spread(value: Any, lanes: int) -> Any:
     return tirx.Broadcast(value, lanes) if lanes > 1 else value
 
 
+def clipped_taps(position: Any, taps: int, stride: int, dilation: int, begin: int, size: int, positions: int) -> tuple[Any, Any]:
+    """(first tap inside the input, how many are) at an output position along one axis of `size`.
+
+    Taps t with 0 <= position * stride + t * dilation - begin < size.
+    """
+    last = (positions - 1) * stride - begin + (taps - 1) * dilation
+    start = position * stride - begin
+    low = tirx.max(const(0), (dilation - 1 - start) // dilation) if begin > 0 else const(0)
+    high = tirx.min(const(taps), (size - start + dilation - 1) // dilation) if last >= size else const(taps)
+    return (0, taps) if begin <= 0 and last < size else (low, high - low)
+
+
 def tasks(count: int, body: Callable[[Any], Any]) -> Any:
     """A loop nest whose iterations may run in any order, on any thread."""
     task = tirx.Var("task", "int32")

@@ -13,11 +13,24 @@ def channel_block(target: Target, channels: int) -> int:
     return width * next(n for n in (WIDEST, 2, 1) if n == 1 or vectors % n == 0)
 
 
-def columns_in_tile(target: Target, columns: int, block: int) -> int:
-    """How many output columns a register tile spans: accumulators, one vector row of weights and a broadcast fit the registers.
+WIDEST_WINDOW = 8
+"""Most output columns in a register tile of a window kernel: their taps are written out, so more is more code."""
 
-    Of the widths that fit, the one whose tiles cost least: a multiply-add unit pair retires two vectors a cycle, two
-    loads a cycle feed it, and fewer than eight accumulators leave its latency (4 cycles) showing.
+
+def window_tile(columns: int) -> int:
+    """How many output columns a tile of a depthwise convolution or pool spans: few tiles, none of them nearly empty."""
+    return min(range(1, min(WIDEST_WINDOW, columns) + 1), key=lambda width: (-(-columns // width), width * -(-columns // width) - columns, -width))
+
+
+MOST_CHUNKS = 32
+"""Pieces that a row of columns is cut into at most, so that threads have something to share."""
+
+
+def tile_cycles(target: Target, columns: int, block: int) -> tuple[float, int]:
+    """(cycles for one depth step of a row of `columns`, the tile width that costs least).
+
+    Accumulators, one vector row of weights and a broadcast must fit the registers. A pair of multiply-add units retires
+    two vectors a cycle, two loads a cycle feed it, and fewer than eight accumulators leave its latency (4 cycles) showing.
     """
     vectors = max(1, block // max(1, target.lanes(32)))
     widest = max(1, (target.vector_registers - vectors - 1) // vectors)
@@ -29,4 +42,17 @@ def columns_in_tile(target: Target, columns: int, block: int) -> int:
         whole, rest = divmod(columns, width)
         return whole * cycles(width) + (cycles(rest) if rest else 0.0)
 
-    return min(range(1, min(widest, columns) + 1), key=lambda width: (total(width), -width))
+    best = min(range(1, min(widest, columns) + 1), key=lambda width: (total(width), -width))
+    return total(best), best
+
+
+def columns_in_tile(target: Target, columns: int, block: int) -> int:
+    """How many output columns a register tile spans."""
+    return tile_cycles(target, columns, block)[1]
+
+
+def chunks(target: Target, columns: int, block: int) -> int:
+    """Into how many equal pieces a long row of columns is cut: as many as cost nothing in tiles that fit worse."""
+    whole = tile_cycles(target, columns, block)[0]
+    good = [n for n in range(1, MOST_CHUNKS + 1) if columns % n == 0 and n * tile_cycles(target, columns // n, block)[0] <= 1.02 * whole]
+    return max(good)

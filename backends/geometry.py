@@ -1,0 +1,38 @@
+"""The geometry that window kernels share: rows of output columns, tiles of a row, which taps of a tile lie inside (no TVM)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`rows` of `columns` output positions; a column reads the input at column * stride + tap * dilation - begin.
+
+    That must be in [0, width) for the tap to count. A register tile spans `tile` columns.
+    """
+
+    rows: int
+    columns: int
+    taps: int
+    stride: int
+    dilation: int
+    begin: int
+    width: int
+    tile: int
+
+    def inside(self, column: int, tap: int) -> bool:
+        """Whether a tap of an output column lies inside the input's width."""
+        at = column * self.stride + tap * self.dilation - self.begin
+        return 0 <= at < self.width
+
+    def pattern(self, first: int, count: int) -> tuple[tuple[int, ...], ...]:
+        """For each tap across, which columns of a tile it reaches."""
+        return tuple(tuple(p for p in range(count) if self.inside(first + p, tap)) for tap in range(self.taps))
+
+    def groups(self) -> Iterator[tuple[int, int, int, tuple[tuple[int, ...], ...]]]:
+        """(first column, number of tiles, columns in each, what each tap reaches): neighbours that are alike share a loop."""
+        tiles = [(first, min(self.tile, self.columns - first)) for first in range(0, self.columns, self.tile)]
+        for (count, pattern), group in groupby(tiles, lambda tile: (tile[1], self.pattern(*tile))):
+            alike = list(group)
+            yield alike[0][0], len(alike), count, pattern
