@@ -10,8 +10,12 @@ rule declines stays as it is.
 
 from collections.abc import Mapping
 
-from graphc.backends.decompose_functions import expand
+from graphc.backends import decompose_arrays as arrays
+from graphc.backends import decompose_quantized as quantized
+from graphc.backends import decompose_signal as signal
+from graphc.backends.decompose_functions import expand, layer_normalization
 from graphc.backends.decompose_recurrent import recurrent
+from graphc.backends.decompose_resize import resize
 from graphc.backends.decompose_rewrite import Decline, Rewrite, Rule
 from graphc.errors import InternalError
 from graphc.ir.edit import Edit
@@ -19,7 +23,7 @@ from graphc.ir.graph import Graph, Node
 from graphc.passes.fold import fold
 
 FUNCTIONS = (
-    *("AffineGrid", "Attention", "BlackmanWindow", "CastLike", "Celu", "CenterCropPad", "GroupNormalization"),
+    *("Attention", "BlackmanWindow", "CastLike", "Celu", "CenterCropPad", "GroupNormalization"),
     *("HammingWindow", "HannWindow", "MeanVarianceNormalization", "NegativeLogLikelihoodLoss", "RotaryEmbedding"),
     *("SoftmaxCrossEntropyLoss", "SwiGLU", "Swish"),
 )
@@ -28,6 +32,21 @@ FUNCTIONS = (
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(FUNCTIONS, expand),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), recurrent),
+    "AffineGrid": arrays.affine_grid,
+    "BatchNormalization": arrays.batch_normalization,
+    "Col2Im": arrays.col2im,
+    "ConvInteger": quantized.conv_integer,
+    "CumProd": arrays.cumulative_product,
+    "DFT": signal.dft,
+    "Det": arrays.determinant,
+    "LayerNormalization": layer_normalization,
+    "LpNormalization": arrays.lp_normalization,
+    "QLinearConv": quantized.qlinear_conv,
+    "QLinearMatMul": quantized.qlinear_matmul,
+    "Resize": resize,
+    "ReverseSequence": arrays.reverse_sequence,
+    "STFT": signal.stft,
+    "TensorScatter": arrays.tensor_scatter,
 }
 
 ROUNDS = 50
