@@ -10,15 +10,13 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from graphc import artifact
 from graphc.artifact import Manifest, Quantization
 from graphc.backends import toolchain
 from graphc.backends.cache import Cache, key
-from graphc.backends.emit import NONE, emit
 from graphc.backends.integer import integerize
-from graphc.backends.kernels import compile_kernels
-from graphc.backends.plan import plan
 from graphc.backends.program import Program
 from graphc.backends.targets import Target
 from graphc.backends.worker import Job, Server, Watcher, note
@@ -62,10 +60,14 @@ def build_integerized(
     server: Server,
     cache: Cache,
     *,
-    quantization: Mapping[str, Quantization] = NONE,
+    quantization: Mapping[str, Quantization] = MappingProxyType({}),
     progress: Progress = silent,
 ) -> Manifest:
     """`build_target` for a graph in the integer arithmetic, of which only the kernels are cached."""
+    from graphc.backends.emit import emit  # here, because a build that is cached whole needs none of it
+    from graphc.backends.kernels import compile_kernels
+    from graphc.backends.plan import plan
+
     program = _lowered(graph, target, server, progress)
     memory = plan(program)
     code = compile_kernels(program, target, cache, server, _watching(progress, "compile kernels"))

@@ -98,7 +98,10 @@ def build(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Build what a spec asks for: passes, model.onnx, an artifact per target, a report."""
+    """Build what a spec asks for, for each of its targets.
+
+    Writes DIR/NAME/model.onnx, report.json and a folder per target.
+    """
     from graphc.cli_build import build_spec
 
     build_spec(spec, out, target or [], stop_after, json)
@@ -106,7 +109,7 @@ def build(
 
 @app.command()
 def check(spec: SpecFile, json: Json = False) -> None:
-    """Check a spec with its model, data and targets, and build nothing."""
+    """Check a spec, its model, data and targets; build nothing."""
     from graphc.cli_build import check_spec
 
     check_spec(spec, json)
@@ -146,7 +149,10 @@ def verify(
     threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads to run on.")] = 1,
     json: Json = False,
 ) -> None:
-    """Compare an artifact with its model, value by value; name the first node where they part."""
+    """Compare an artifact with its model, value by value.
+
+    Where they differ, name the first node whose result does, and exit with 4.
+    """
     from graphc.cli_artifact import verify_artifact
 
     verify_artifact(artifact, samples, threads, json)
@@ -168,7 +174,10 @@ def bench(
     layers: Annotated[bool, typer.Option("--layers", help="Time every kernel call as well.")] = False,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to FILE.")] = None,
 ) -> None:
-    """Time an artifact, beside other engines on the same inputs, in turns."""
+    """Time an artifact, in turns with other engines.
+
+    All run on the same input; ratios are taken round by round.
+    """
     from graphc.cli_artifact import bench_artifact
 
     bench_artifact(artifact, against=against, threads=threads, seconds=seconds, model=model, layers=layers, file=json)

@@ -45,8 +45,7 @@ def _print_build(build: Build, unit: str) -> None:
     line_out()
     line_out(f"model     {build.model}")
     for target in report.targets:
-        sizes = f"{size(target.flash)} of code and weights, {size(target.ram)} of RAM"
-        line_out(f"artifact  {build.artifact(target.id)}  ({sizes})")
+        line_out(f"artifact  {build.artifact(target.id)}")
 
 
 def _step_row(step: Step, unit: str) -> Sequence[str]:
@@ -81,13 +80,15 @@ def _summary(report: Report, unit: str) -> Iterator[tuple[str, str, str, str]]:
     elif last.quality and len(report.steps) > 1:
         remark = f"{last.quality.samples} samples of {last.quality.data} data"
         yield "largest error", NOTHING, f"{last.quality.error:.2e}", f"of the largest output; {remark}"
-    yield "weights", size(first.bytes), size(last.bytes), _times(first.bytes, last.bytes, "smaller")
+    yield "weights", size(first.bytes), size(last.bytes), _times(first.bytes, last.bytes, "smaller", "larger")
     yield "MACs", _count(first.macs), _count(last.macs), ""
     for target in report.targets:
         if target.latency is not None and report.before is not None:
             before, after = report.before.median, target.latency.median
-            remark = f"{_times(before, after, 'faster')} (before: {report.before.engine}; 1 thread)"
+            remark = f"{report.before.engine} before; {_times(before, after, 'faster', 'slower')}"
             yield f"latency, {target.id}", duration(before), duration(after), remark
+        yield f"flash, {target.id}", NOTHING, size(target.flash), "code and weights"
+        yield f"RAM, {target.id}", NOTHING, size(target.ram), ""
 
 
 def _accuracy(report: Report, before: Quality, unit: str) -> Iterator[tuple[str, str, str, str]]:
@@ -111,8 +112,10 @@ def _count(macs: int | None) -> str:
     return NOTHING if macs is None else number(macs)
 
 
-def _times(before: float, after: float, better: str) -> str:
-    return f"{before / after:.2f}x {better}" if after else ""
+def _times(before: float, after: float, better: str, worse: str) -> str:
+    if not before or not after:
+        return ""
+    return f"{before / after:.2f}x {better}" if after <= before else f"{after / before:.2f}x {worse}"
 
 
 def check_spec(spec: Path, json: bool) -> None:

@@ -2,7 +2,7 @@
 
     with Staging(Path("build/digits")) as staging:
         ...                       # write into staging.folder
-        staging.commit(keep=())   # renames only
+        staging.commit()          # renames only
 
 `report.json` is taken away first and put back last: a folder without it is no finished build. Files that graphc did not
 make are left where they are.
@@ -46,8 +46,8 @@ class Staging:
     ) -> None:
         self._remove()
 
-    def commit(self, keep: tuple[str, ...] = ()) -> None:
-        """Put what was written in place of the last build; its target folders go, but for those named in `keep`."""
+    def commit(self) -> None:
+        """Put what was written in place of the last build, which goes with all its target folders."""
         self.place.mkdir(exist_ok=True)
         ours = made_by_graphc(self.place)
         for path in self.folder.iterdir():
@@ -57,8 +57,7 @@ class Staging:
                 )
         self._old.mkdir()
         for name in sorted(ours, key=lambda name: name != REPORT):
-            if name not in keep:
-                (self.place / name).rename(self._old / name)
+            (self.place / name).rename(self._old / name)
         for path in sorted(self.folder.iterdir(), key=lambda path: path.name == REPORT):
             path.rename(self.place / path.name)
 

@@ -39,7 +39,8 @@ def _bars() -> "Bars":
 
     class SlowStages(Bars):
         def get_renderables(self) -> Iterator["object"]:  # type: ignore[override]  # rich's own return type is narrower
-            yield self.make_tasks_table([task for task in self.tasks if (task.elapsed or 0.0) >= SHOWN_AFTER])
+            took = [(task, task.finished_time if task.finished else task.elapsed) for task in self.tasks]
+            yield self.make_tasks_table([task for task, seconds in took if (seconds or 0.0) >= SHOWN_AFTER])
 
     name = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
     columns = (name, BarColumn(bar_width=24), TaskProgressColumn(), TimeElapsedColumn())
@@ -100,7 +101,11 @@ def _rich_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str
     from rich.text import Text
 
     drawn = Table(
-        box=box.SIMPLE_HEAD, title=Text(title, style="bold") if title else None, title_justify="left", pad_edge=False
+        box=box.SIMPLE_HEAD,
+        title=Text(title, style="bold") if title else None,
+        title_justify="left",
+        pad_edge=False,
+        show_edge=False,
     )
     for name, side in zip(header, align, strict=True):
         drawn.add_column(Text(name), justify="left" if side == "<" else "right", overflow="fold")
