@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,11 +43,12 @@ def test_length() -> None:
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """A clone on a machine with Python, pip and no compiler; an empty cache."""
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A clone on a machine with Python, pip and no compiler; an empty cache. Gone afterwards: it takes a gigabyte."""
     place = tmp_path_factory.mktemp("machine")
     project = copy_project(place / "project")
-    return project, {**without_compiler(place / "bin"), "GRAPHC_CACHE": str(place / "cache")}
+    yield project, {**without_compiler(place / "bin"), "GRAPHC_CACHE": str(place / "cache")}
+    shutil.rmtree(place)
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """The built wheel, installed where there is no source tree and no compiler: nothing is missing in it, and it works."""
 
+import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,10 @@ ROOMS = {"graphc": "graphc", "passes": "graphc/passes", "backends": "graphc/back
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("wheel")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("wheel")
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
