@@ -70,7 +70,7 @@ def _emit(sweep: Sweep, node: Node, step: Affine, removed: tuple[Node, ...]) -> 
     if step.scales:
         name = edit.constant(scale, f"{result}_scale")
         source = edit.add(
-            "Mul", [source, name], name=f"{node.name}_scale", outputs=[edit.fresh(f"{result}_scaled")], near=node
+            "Mul", [source, name], name=f"{node.name}_mul", outputs=[edit.fresh(f"{result}_scaled")], near=node
         )
     edit.replace(node, "Add", [source, edit.constant(shift, f"{result}_shift")], {})
     return True

@@ -21,7 +21,7 @@ from graphc.ir.edit import Edit
 from graphc.ir.graph import IR_VERSION, OPSET, Array, Graph, Node, TensorType
 from graphc.ir.infer import infer
 from graphc.ir.protobuf import node_to_proto, type_to_proto
-from graphc.passes.fold_decoders import decoded_values
+from graphc.passes.fold_decoders import is_decoder
 from graphc.passes.fold_sweep import Refuse
 
 SMALL = 64 * 1024
@@ -54,7 +54,7 @@ class _Evaluation:
     def __init__(self, graph: Graph, refuse: Refuse) -> None:
         self.graph = graph
         self.refuse = refuse
-        self.decoded = decoded_values(graph)
+        self.decoded: set[str] = set()
         self.values: dict[str, Array] = dict(graph.constants)
         self.types: dict[str, TensorType] = dict(graph.types)
         self.folded: set[Node] = set()
@@ -63,6 +63,8 @@ class _Evaluation:
         for node in self.graph.nodes:
             if self._ready(node):
                 self._fold(node)
+            elif is_decoder(node, self.types, self.values, self.decoded):
+                self.decoded.update(node.results)
         if not self.folded:
             return self.graph
         edit = Edit(self.graph)
@@ -79,7 +81,9 @@ class _Evaluation:
 
     def _ready(self, node: Node) -> bool:
         """All operands constant, and a node that may be evaluated at all."""
-        if node.domain or node.op in RANDOM or node.subgraphs or any(name in self.decoded for name in node.results):
+        if node.domain or node.op in RANDOM or node.subgraphs:
+            return False
+        if is_decoder(node, self.types, self.values, self.decoded):
             return False
         if node.op == "Identity" and node.outputs[0] in self.graph.outputs:
             return False
@@ -135,12 +139,9 @@ def evaluate(node: Node, operands: Mapping[str, Array], types: Mapping[str, Tens
     """
     model = _model(node, operands, types)
     wanted = list(node.results)
-    try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), _options(), providers=["CPUExecutionProvider"]
-        )
-        found = session.run(wanted, dict(operands))
-    except _NO_KERNEL:
+    dtypes = [*(array.dtype for array in operands.values()), *(kind.dtype for kind in types.values())]
+    found = _onnxruntime(model, wanted, operands) if all(dtype.isbuiltin == 1 for dtype in dtypes) else None
+    if found is None:
         found = _reference(model, wanted, operands)
     if found is None:
         return None
@@ -150,6 +151,18 @@ def evaluate(node: Node, operands: Mapping[str, Array], types: Mapping[str, Tens
             return None
         array.setflags(write=False)
     return results
+
+
+def _onnxruntime(model: onnx.ModelProto, wanted: list[str], operands: Mapping[str, Array]) -> list[Array] | None:
+    """It speaks numpy's own types only: no bfloat16, no integers of 4 bits."""
+    try:
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), _options(), providers=["CPUExecutionProvider"]
+        )
+        found: list[Array] = session.run(wanted, dict(operands))
+    except _NO_KERNEL:
+        return None
+    return found
 
 
 def _reference(model: onnx.ModelProto, wanted: list[str], operands: Mapping[str, Array]) -> list[Array] | None:

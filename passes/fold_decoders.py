@@ -6,10 +6,12 @@
 Folding never evaluates them: the compression lives in the graph as these operators.
 """
 
+from collections.abc import Container, Mapping
+
 import numpy as np
 
 from graphc.ir.functions import DOMAIN
-from graphc.ir.graph import Graph, Node
+from graphc.ir.graph import Graph, Node, TensorType
 
 MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 """Operators that belong to the decoder expression whose result they rearrange."""
@@ -19,13 +21,13 @@ def decoded_values(graph: Graph) -> frozenset[str]:
     """Results of every decoder expression of `graph`."""
     found: set[str] = set()
     for node in graph.nodes:
-        if is_decoder(node, graph, found):
+        if is_decoder(node, graph.types, graph.constants, found):
             found.update(node.results)
     return frozenset(found)
 
 
-def is_decoder(node: Node, graph: Graph, decoded: set[str]) -> bool:
-    """Whether `node` decodes constants; `decoded` are the results of the decoders before it."""
+def is_decoder(node: Node, types: Mapping[str, TensorType], constants: Container[str], decoded: Container[str]) -> bool:
+    """Whether `node` decodes `constants`; `decoded` are the results of the decoders before it."""
     if not node.inputs:
         return False
     if node.domain == DOMAIN:
@@ -34,15 +36,14 @@ def is_decoder(node: Node, graph: Graph, decoded: set[str]) -> bool:
         return False
     source = node.inputs[0]
     if node.op == "DequantizeLinear":
-        return source in graph.constants or source in decoded
+        return source in constants or source in decoded
     if node.op == "Cast":
-        return source in decoded or (source in graph.constants and widens_float(graph, node))
+        return source in decoded or (source in constants and widens_float(types[source], types[node.outputs[0]]))
     return node.op in MOVES and source in decoded
 
 
-def widens_float(graph: Graph, node: Node) -> bool:
+def widens_float(before: TensorType, after: TensorType) -> bool:
     """Whether a Cast reads a narrow floating-point type and writes a wider one."""
-    before, after = graph.types[node.inputs[0]], graph.types[node.outputs[0]]
     return is_float(before.dtype) and is_float(after.dtype) and before.bits < after.bits
 
 

@@ -214,7 +214,7 @@ def is_non_negative(sweep: Sweep, name: str) -> bool:
     if inner.op == "Clip":
         low = sweep.scalar(sweep.operand(inner, 1))
         return low is not None and low >= 0
-    return inner.op in NON_NEGATIVE
+    return inner.op in NON_NEGATIVE or (inner.op == "Mul" and inner.inputs[0] == inner.inputs[1])
 
 
 def drop_where(sweep: Sweep, node: Node) -> bool:

@@ -195,7 +195,7 @@ def _write(sweep: Sweep, other: Node, layer: Linear, merged: Merged) -> bool:
 
 def _record(sweep: Sweep, layer: Linear, merged: Merged, arrays: tuple[Array | None, Array]) -> None:
     node, edit, result, (weight, bias) = layer.node, sweep.edit, merged.result, arrays
-    name = node.inputs[1] if weight is None else edit.constant(weight, node.inputs[1])
+    name = node.inputs[1] if weight is None else sweep.rewritten(node.inputs[1], weight, node)
     has_bias = bool(sweep.operand(node, 2)) or bool(np.any(bias != 0))
     if node.op == "MatMul" and has_bias and layer.rank != 2:
         product, label = edit.fresh(f"{result}_product"), f"{node.name or node.outputs[0]}_bias"
@@ -208,7 +208,10 @@ def _record(sweep: Sweep, layer: Linear, merged: Merged, arrays: tuple[Array | N
 
 
 def _bias_name(sweep: Sweep, node: Node, bias: Array) -> str:
-    return sweep.edit.constant(bias, sweep.operand(node, 2) or f"{node.name or node.outputs[0]}_bias")
+    name = sweep.operand(node, 2)
+    if name:
+        return sweep.rewritten(name, bias, node)
+    return sweep.edit.constant(bias, f"{node.name or node.outputs[0]}_bias")
 
 
 def fold_before(sweep: Sweep, node: Node) -> bool:

@@ -139,7 +139,7 @@ def scaled_norm(sweep: Sweep, node: Node) -> bool:
     gamma, beta = (_vector(sweep, bound["x"], bound[key]) for key in ("gamma", "beta"))
     if attributes is None or gamma is None or beta is None or not sweep.claim(node):
         return False
-    names = [sweep.edit.constant(gamma, bound["gamma"]), sweep.edit.constant(beta, bound["beta"])]
+    names = [sweep.edit.constant(array, bound[key]) for key, array in (("gamma", gamma), ("beta", beta))]
     sweep.edit.replace(node, "LayerNormalization", [bound["x"], *names], attributes)
     return True
 
@@ -170,7 +170,9 @@ def scale_norm(sweep: Sweep, node: Node) -> bool:
     if gamma is None or gamma.shape != vector.shape or len(norm.inputs) > 2 or not sweep.claim(node, norm):
         return False
     scaled = (gamma.astype(np.float64) * vector.astype(np.float64)).astype(gamma.dtype)
-    sweep.edit.replace(norm, inputs=[norm.inputs[0], sweep.edit.constant(scaled, norm.inputs[1])], outputs=node.outputs)
+    sweep.edit.replace(
+        norm, inputs=[norm.inputs[0], sweep.rewritten(norm.inputs[1], scaled, norm)], outputs=node.outputs
+    )
     sweep.edit.remove(node)
     return True
 

@@ -144,6 +144,13 @@ class Sweep:
         self.edit.redirect(result, source)
         return True
 
+    def rewritten(self, name: str, array: Array, user: Node) -> str:
+        """`array` as what `user` reads in place of constant `name`; the name stays, if nobody else reads it."""
+        if self.graph.sole_user(name) is not user:
+            return self.edit.constant(array, name)
+        self.edit.define(name, array)
+        return name
+
     def shape_constant(self, dims: Sequence[int], hint: str = "shape") -> str:
         """A new int64 vector."""
         return self.edit.constant(np.array(dims, np.int64), hint)

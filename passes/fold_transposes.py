@@ -122,6 +122,20 @@ def sink(
     """Let `node` read `inputs`, what `moves` transposed, and transpose its result by `order`."""
     if any(node.outputs[1:]) or not sweep.claim(node, *moves):
         return False
+    _record(sweep, node, moves, inputs, order, attributes=attributes)
+    return True
+
+
+def _record(
+    sweep: Sweep,
+    node: Node,
+    moves: tuple[Node, ...],
+    inputs: list[str],
+    order: Permutation,
+    *,
+    attributes: Mapping[str, Attribute] | None = None,
+) -> None:
+    """Write what `sink` promises, for nodes that are claimed."""
     result = node.outputs[0]
     moved = sweep.edit.fresh(f"{result}_untransposed")
     sweep.edit.replace(node, inputs=inputs, outputs=[moved], attributes=attributes)
@@ -130,7 +144,6 @@ def sink(
         sweep.edit.replace(moves[0], "Identity", [moved], {}, outputs=[result])
     else:
         sweep.edit.replace(moves[0], inputs=[moved], attributes={"perm": order}, outputs=[result])
-    return True
 
 
 def past_unary(sweep: Sweep, node: Node) -> bool:
@@ -151,15 +164,17 @@ def past_constant(sweep: Sweep, node: Node) -> bool:
         move, order = found
         if array.ndim > len(order) or sweep.rank(node.outputs[0]) != len(order):
             continue
+        if not sweep.claim(node, move):
+            return False
         constant = node.inputs[1 - index]
         if array.size > 1:
             full = array.reshape((1,) * (len(order) - array.ndim) + array.shape)
-            constant = sweep.edit.constant(np.ascontiguousarray(full.transpose(inverse(order))), constant)
+            constant = sweep.rewritten(constant, np.ascontiguousarray(full.transpose(inverse(order))), node)
         elif array.ndim:
-            constant = sweep.edit.constant(array.reshape(()), constant)
-        return sink(
-            sweep, node, (move,), [move.inputs[0], constant] if index == 0 else [constant, move.inputs[0]], order
-        )
+            constant = sweep.rewritten(constant, array.reshape(()), node)
+        inputs = [move.inputs[0], constant] if index == 0 else [constant, move.inputs[0]]
+        _record(sweep, node, (move,), inputs, order)
+        return True
     return False
 
 

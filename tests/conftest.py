@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.golden import Golden
+
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
@@ -19,3 +21,14 @@ def shared_data() -> Path:
     if folder is None:
         pytest.skip("../shared/data is absent (it does not ship with the project)")
     return folder
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write golden texts anew instead of comparing them")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """The golden texts of the test's own module: `golden/<module>.txt` beside it."""
+    path = Path(request.path)
+    return Golden(path.parent / "golden" / f"{path.stem}.txt", request.config.getoption("--update-golden"))
