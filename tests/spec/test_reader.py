@@ -3,6 +3,9 @@
 from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from graphc.errors import InputError
 from graphc.spec import Spec, SpecError, parse, read
@@ -22,6 +25,11 @@ targets:
   - {gpu: sm_87, host: aarch64-linux}
 budget: {flash: 512KiB, ram: 256KiB, latency: 20ms, macs: 300M, accuracy_drop: 1.0}
 """
+
+WORDS = [
+    *("path", "count", "metric", "calibration", "evaluation", "preprocess", "fold", "mean", "std", "scale", "layout"),
+    *("kind", "weights", "activations", "where", "name", "cpu", "board", "gpu", "host", "flash", "latency", "macs"),
+]
 
 
 @pytest.fixture
@@ -223,3 +231,39 @@ def test_unreadable_files(folder: Path) -> None:
 def test_byte_order_mark(folder: Path) -> None:
     (folder / "bom.yaml").write_text("model: {path: cal.npz}", encoding="utf-8-sig")
     assert read(folder / "bom.yaml").name == "bom"
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_text_is_a_spec_or_an_input_error(data: st.DataObject, folder: Path) -> None:
+    """Characters are cut out of the sketch or put into it: whatever comes, there is no traceback."""
+    text = SKETCH
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(text)))
+        end = data.draw(st.integers(start, min(start + 8, len(text))))
+        pieces = st.text(max_size=4) | st.sampled_from(
+            ["{", "}", "[", "- ", ": ", "\n  ", "&a ", "*a", "!!x ", "'", "\t", "? "]
+        )
+        text = text[:start] + data.draw(pieces) + text[end:]
+    try:
+        assert isinstance(parse(text, folder / "a.yaml"), Spec)
+    except InputError as error:
+        assert str(error).startswith(str(folder / "a.yaml"))
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4),
+        max_leaves=12,
+    )
+)
+def test_any_values_under_known_keys(folder: Path, value: object) -> None:
+    text = yaml.safe_dump(
+        {"model": {"path": "cal.npz"}, "data": value, "passes": value, "targets": value, "budget": value}
+    )
+    try:
+        parse(text, folder / "a.yaml")
+    except SpecError as error:
+        assert all(mistake.line >= 1 and mistake.got for mistake in error.mistakes)
