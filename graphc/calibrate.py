@@ -12,7 +12,7 @@ import numpy as np
 from graphc.errors import InputError
 from graphc.execute import Session
 from graphc.ir.graph import Array, Graph
-from graphc.passes.protocol import Observation, Range, Statistic, Statistics
+from graphc.passes.protocol import AverageRange, Histogram, Observation, Range, Statistic, Statistics
 
 
 class Collector(Protocol):
@@ -40,8 +40,72 @@ class RangeCollector:
         return {"low": np.array(self._low), "high": np.array(self._high)}
 
 
-_COLLECTORS: Mapping[type[Statistic], Callable[[Statistic], Collector]] = {Range: RangeCollector}
-"""How each statistic of the pass protocol is collected."""
+class AverageRangeCollector:
+    """Sums of each feed's smallest and largest value."""
+
+    def __init__(self, statistic: AverageRange) -> None:
+        del statistic
+        self._low, self._high, self._feeds = 0.0, 0.0, 0
+
+    def add(self, values: Array) -> None:
+        self._low += float(values.min())
+        self._high += float(values.max())
+        self._feeds += 1
+
+    def arrays(self) -> dict[str, Array]:
+        feeds = self._feeds or np.nan
+        return {"low": np.array(self._low / feeds), "high": np.array(self._high / feeds)}
+
+
+class HistogramCollector:
+    """Counts in bins around zero; when a value falls outside, bins are merged in pairs until it fits.
+
+    Memory is fixed. Widths are powers of two and merging is exact, so the result is that of one pass that knew the
+    largest magnitude beforehand.
+    """
+
+    def __init__(self, statistic: Histogram) -> None:
+        self._half = statistic.bins // 2
+        self._counts = np.zeros(statistic.bins, np.int64)
+        self._exponent: int | None = None
+        self._range = RangeCollector(Range())
+
+    def add(self, values: Array) -> None:
+        self._range.add(values)
+        flat = values.ravel().astype(np.float64)
+        self._grow(float(np.abs(flat).max()))
+        if self._exponent is None:
+            self._counts[self._half] += flat.size
+            return
+        index = np.floor(np.ldexp(flat, -self._exponent)).astype(np.int64) + self._half
+        self._counts += np.bincount(index, minlength=len(self._counts))
+
+    def arrays(self) -> dict[str, Array]:
+        width = np.ldexp(1.0, self._exponent or 0)
+        return {"counts": self._counts.copy(), "width": np.array(width), **self._range.arrays()}
+
+    def _grow(self, magnitude: float) -> None:
+        """Make room for `magnitude`: half * width must exceed it. While all is zero, no width is set."""
+        if magnitude == 0:
+            return
+        needed = int(np.frexp(magnitude)[1]) - (self._half.bit_length() - 1)
+        if self._exponent is None:
+            self._exponent = needed
+        elif needed > self._exponent:
+            filled = np.flatnonzero(self._counts)
+            merged = ((filled - self._half) >> min(needed - self._exponent, 63)) + self._half
+            self._counts = np.bincount(merged, self._counts[filled], len(self._counts)).astype(np.int64)
+            self._exponent = needed
+
+
+def _collector(statistic: Statistic) -> Collector:
+    match statistic:
+        case Range():
+            return RangeCollector(statistic)
+        case AverageRange():
+            return AverageRangeCollector(statistic)
+        case Histogram():
+            return HistogramCollector(statistic)
 
 
 def calibrate(
@@ -61,7 +125,7 @@ def calibrate(
         return {}
     values = tuple(dict.fromkeys(observation.value for observation in observations))
     _check_observable(graph, values)
-    collectors = {each: _COLLECTORS[type(each.statistic)](each.statistic) for each in observations}
+    collectors = {each: _collector(each.statistic) for each in observations}
     session = Session(graph, taps=values, threads=threads)
     done = 0
     for feed in feeds:

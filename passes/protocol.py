@@ -47,7 +47,23 @@ class Range:
     """The smallest and the largest element: arrays `low` and `high`, float64 scalars."""
 
 
-Statistic = Range
+@dataclass(frozen=True, slots=True)
+class AverageRange:
+    """The mean, over feeds, of each feed's smallest and largest element: arrays `low` and `high`, float64 scalars."""
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How often values occur: `counts` int64 [bins], the bins' `width`, exact `low` and `high` (float64 scalars).
+
+    Bin i holds values from (i - bins / 2) * width to the next bin. The width is a power of two, so that neither the
+    order nor the batching of the data changes a count.
+    """
+
+    bins: int = 8192
+
+
+Statistic = Range | AverageRange | Histogram
 """What can be observed of a value; each kind says which arrays it yields. graphc.calibrate collects them in one run."""
 
 

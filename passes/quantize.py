@@ -23,11 +23,12 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
-from graphc.errors import InputError
+from graphc.errors import InputError, InternalError
 from graphc.ir.graph import Graph, Node
 from graphc.passes import quantize_schemes as schemes
-from graphc.passes.protocol import Context, Observation, Pass, Range, Statistics
+from graphc.passes.protocol import Context, Observation, Pass, Statistics
 from graphc.passes.quantize_plan import FLOAT32, Share, plan
+from graphc.passes.quantize_ranges import STATISTICS, Choice, Method, Span, choose
 from graphc.passes.quantize_schemes import FORMATS, Parameters
 from graphc.passes.quantize_write import write
 
@@ -40,14 +41,17 @@ class Quantize(Pass):
 
     requires: ClassVar[frozenset[str]] = frozenset({"fold"})
     overridable: ClassVar[frozenset[str]] = frozenset(
-        {"weights", "activations", "calibrate", "per_channel", "symmetric"}
+        {"weights", "activations", "calibrate", "percentile", "per_channel", "symmetric"}
     )
 
     kind: Literal["quantize"] = "quantize"
     weights: Annotated[Weights, Field(description="number format of constant weights; none: float")]
     activations: Annotated[Activations, Field(description="number format of activations; none: float")]
     calibrate: Annotated[
-        Literal["minmax"] | None, Field(description="how ranges of activations come from data; needed for integers")
+        Method | None, Field(description="how ranges of activations come from data; needed for integers")
+    ] = None
+    percentile: Annotated[
+        float | None, Field(gt=50, le=100, description="for calibrate: percentile, how much of the values to cover")
     ] = None
     per_channel: Annotated[bool, Field(description="one weight scale per output channel, or one for all")] = True
     symmetric: Annotated[bool, Field(description="activations: the same room for both signs")] = False
@@ -59,6 +63,13 @@ class Quantize(Pass):
         errors: list[InitErrorDetails] = []
         if self.activations != "none" and self.calibrate is None:
             errors.append(InitErrorDetails(type="missing", loc=("calibrate",), input={}))
+        if self.calibrate == "percentile" and self.percentile is None:
+            errors.append(InitErrorDetails(type="missing", loc=("percentile",), input={}))
+        if self.calibrate != "percentile" and self.percentile is not None:
+            context = {"expected": "nothing (calibrate is not 'percentile')"}
+            errors.append(
+                InitErrorDetails(type="literal_error", loc=("percentile",), input=self.percentile, ctx=context)
+            )
         if self.activations == "none" and self.io != "float":
             context = {"expected": "'float' (activations are none)"}
             errors.append(InitErrorDetails(type="literal_error", loc=("io",), input=self.io, ctx=context))
@@ -66,13 +77,19 @@ class Quantize(Pass):
             raise ValidationError.from_exception_data("Quantize", errors)
         return self
 
+    @property
+    def method(self) -> Method:
+        """How ranges are chosen. Raises InternalError where there are no integer activations to choose for."""
+        if self.calibrate is None:
+            raise InternalError("quantize", "asks for ranges without a method.")
+        return self.calibrate
+
     def observes(self, graph: Graph) -> tuple[Observation, ...]:
-        """The range of every value that decides a grid."""
+        """The values that decide a grid, each with what its method needs to know."""
         options = self.options(graph)
-        decided = plan(graph, options, self._borders(graph))
-        shares = dict.fromkeys(decided.shares.values())
+        shares = dict.fromkeys(plan(graph, options, self._borders(graph)).shares.values())
         return tuple(
-            Observation(name, Range())
+            self._observation(name, self._own(share, options))
             for share in shares
             if not share.probability
             for name in share.roots
@@ -105,23 +122,31 @@ class Quantize(Pass):
         self, graph: Graph, share: Share, options: Mapping[Node, "Quantize"], statistics: Statistics
     ) -> Parameters:
         """The grid of values that share one."""
-        own = options[share.owner] if share.owner is not None else self
+        own = self._own(share, options)
         at_border = not set(self._borders(graph)).isdisjoint(share.members)
         form = FORMATS[self.io if at_border else own.activations]
         if share.probability:
             return schemes.unit_interval(form)
-        ranges = [_range(graph, name, statistics) for name in share.roots]
+        choice = Choice(own.method, own.percentile, form, own.symmetric)
+        ranges = [self._range(graph, name, own, choice, statistics) for name in share.roots]
         low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
         return schemes.affine(low, high, form, own.symmetric, f"value '{share.roots[0]}'")
 
+    def _own(self, share: Share, options: Mapping[Node, "Quantize"]) -> "Quantize":
+        """The options of the node that decides for a share; this pass's own where no node does."""
+        return options[share.owner] if share.owner is not None else self
 
-def _range(graph: Graph, name: str, statistics: Statistics) -> tuple[float, float]:
-    constant = graph.constant(name)
-    if constant is not None:
-        values = constant.astype(np.float64)
-        return float(values.min(initial=0.0)), float(values.max(initial=0.0))
-    found = statistics.get(Observation(name, Range()))
-    if found is None:
-        remedy = "Give calibration data (`data: {calibration: ...}`)."
-        raise InputError(f"value '{name}'", "has no statistics, so it cannot be quantized.", remedy)
-    return float(found["low"]), float(found["high"])
+    def _observation(self, name: str, own: "Quantize") -> Observation:
+        return Observation(name, STATISTICS[own.method])
+
+    def _range(self, graph: Graph, name: str, own: "Quantize", choice: Choice, statistics: Statistics) -> Span:
+        """The range of a root: of a constant all of it, of any other value what its method makes of the statistics."""
+        constant = graph.constant(name)
+        if constant is not None:
+            values = constant.astype(np.float64)
+            return float(values.min(initial=0.0)), float(values.max(initial=0.0))
+        found = statistics.get(self._observation(name, own))
+        if found is None:
+            remedy = "Give calibration data (`data: {calibration: ...}`)."
+            raise InputError(f"value '{name}'", "has no statistics, so it cannot be quantized.", remedy)
+        return choose(found, choice)
