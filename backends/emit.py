@@ -146,14 +146,15 @@ def _build(unit: Unit, objects: Mapping[str, bytes], toolchain: Toolchain, work:
 def _compile(unit: Unit, toolchain: Toolchain, work: Path, cache: Cache | None) -> None:
     """<name>.c -> <name>.o, or the same from the cache."""
     source, output = work / f"{unit.prefix}.c", work / f"{unit.prefix}.o"
-    parts = [toolchain.name, toolchain.version, *toolchain.compiler[1:], *COMPILE]
+    flags = [flag for flag in COMPILE if unit.target.hosted or flag != "-fPIC"]
+    parts = [toolchain.name, toolchain.version, *toolchain.compiler[1:], *flags]
     text = source.read_text(encoding="utf-8") + source.with_suffix(".h").read_text(encoding="utf-8")
     key = hashlib.sha256("\0".join([*parts, text]).encode()).hexdigest()
     known = cache.get(key) if cache is not None else None
     if known is not None:
         output.write_bytes(known)
         return
-    toolchain.compile(source.name, output.name, work)
+    toolchain.compile(source.name, output.name, work, flags)
     if cache is not None:
         cache.put(key, output.read_bytes())
 
@@ -168,4 +169,9 @@ def _replace(result: Path, folder: Path, before: Path) -> None:
     """Put `result` where `folder` is; the old one goes to `before`, to be deleted with the temporary folder."""
     if folder.exists():
         folder.rename(before)
-    result.rename(folder)
+    try:
+        result.rename(folder)
+    except OSError:
+        if before.exists():
+            before.rename(folder)
+        raise

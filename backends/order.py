@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from graphc.backends.program import Call
 
-BEAM_WORK = 200_000
-"""States looked at, over all steps: bounds the search's time, not by a clock."""
+BEAM_WORK = 50_000
+"""States kept, over all steps: bounds the search's time, not by a clock."""
 
 
 def low_peak_order(

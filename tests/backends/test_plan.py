@@ -120,7 +120,7 @@ def programs(draw: st.DrawFn) -> Program:
     return program(sizes, calls, inputs=inputs, outputs=outputs, constants=constants, aliases=aliases)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(programs(), st.sampled_from([1, 8, 64]), st.booleans())
 def test_nothing_alive_is_overwritten(program: Program, alignment: int, io_in_arena: bool) -> None:
     result = plan(program, alignment=alignment, io_in_arena=io_in_arena)
@@ -182,7 +182,7 @@ def branching(draw: st.DrawFn) -> Program:
     return program(sizes, calls, outputs=(f"t{len(calls) - 1}",))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(branching())
 def test_small_programs_get_the_best_order(program: Program) -> None:
     cost = {n: 0 if n in {"x", *program.outputs} else b.bytes for n, b in program.buffers.items()}
@@ -240,6 +240,14 @@ def test_in_place_is_refused_while_the_source_is_needed() -> None:
     calls = [call("k0", "x", "a"), call("k1", "a", "b", b="a"), call("k2", "a b", "y")]
     result = plan(program(dict.fromkeys("xaby", 64), calls))
     assert result.bytes == 128
+
+
+def test_one_buffer_is_taken_over_once() -> None:
+    calls = [call("k0", "x", "a"), call("k1", "a", "b c", b="a", c="a"), call("k2", "b c", "y")]
+    split = program(dict.fromkeys("xabcy", 64), calls)
+    result = plan(split)
+    assert result.bytes == 128
+    simulate(split, result, inside=False)
 
 
 def test_outputs_that_are_views_are_copied() -> None:
