@@ -15,6 +15,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 
 from graphc.backends.schedule_generic import inline_all, schedule_block
+from graphc.backends.targets import Target
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Anchor:
         return tvm_ffi.structural_map(self.store, [(tvm.ir.TensorLoad, load), (tirx.Var, variable)])
 
 
-def find(function: Any) -> Anchor | None:
+def find(function: Any, target: Target) -> Anchor | None:
     """The anchor of a fused PrimFunc, None where it has another form."""
     sch = s_tir.Schedule(function, debug_mask="none")
     inline_all(sch)
@@ -68,7 +69,7 @@ def find(function: Any) -> Anchor | None:
         if not pads[0].body.buffer.same_as(x):
             return None
         padded, x = x, _operands(pads[0])[0]
-        schedule_block(sch, sch.get_sblock(pads[0].name_hint))
+        schedule_block(sch, sch.get_sblock(pads[0].name_hint), max(1, target.lanes(32)))
         nest = sch.mod["main"].body.block.body.seq[0]
     variables = tuple(axis.var for axis in out.iter_vars)
     if any(not index.same_as(var) for index, var in zip(out.body.indices, variables, strict=True)):

@@ -37,7 +37,7 @@ Compute = Callable[["Lowering", Node], Sequence[Any]]
 COMPUTES: dict[tuple[str, str], Compute] = {}
 """(domain, operator) -> how graphc computes it: returns one Relax expression per result."""
 
-_ROOMS = ("compute_conv", "compute_matmul", "compute_pool", "compute_integer", "compute_shape")
+_ROOMS = ("compute_conv", "compute_matmul", "compute_pool", "compute_integer", "compute_shape", "compute_elementwise")
 
 
 def computes(domain: str, *ops: str) -> Callable[[Compute], Compute]:
@@ -182,7 +182,7 @@ def convert(state: Lowering, node: Node) -> Sequence[Any]:
     operands.extend(state.value(name) for name in node.inputs)
     try:
         result = importer._convert_operator(node.op, operands, attributes, OPSET)
-    except (ValueError, TypeError, NotImplementedError, AssertionError, AttributeError, KeyError, IndexError, tvm.error.TVMError) as error:
+    except (ValueError, TypeError, NotImplementedError, AssertionError, AttributeError, KeyError, IndexError, RuntimeError) as error:
         raise UnsupportedError(node.label, f"TVM's converter refuses it: {str(error).strip().splitlines()[-1] if str(error) else type(error).__name__}.",
                                "Give its shape-deciding operands as constants, or replace the operator.") from error
     if isinstance(result, relax.Tuple):

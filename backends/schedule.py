@@ -11,10 +11,10 @@ RULES = (schedule_contraction.schedule, schedule_window.schedule)
 
 def scheduled(function: Any, target: Target) -> Any:
     """The PrimFunc as a sequence of loop nests, each a stage."""
-    anchor = find(function)
+    anchor = find(function, target)
     if anchor is not None:
         for rule in RULES:
             nest = rule(anchor, target)
             if nest is not None:
                 return nest
-    return schedule_generic.schedule(function)
+    return schedule_generic.schedule(function, target)

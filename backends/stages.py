@@ -6,9 +6,11 @@
 A local buffer that a single nest uses stays inside it, on the stack; one that crosses nests becomes a parameter.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import tvm.ir
 import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.tirx.buffer import is_buffer_var
@@ -37,21 +39,51 @@ def stages(function: Any) -> list[Stage]:
     root = function.body.block
     nests = list(root.body.seq) if isinstance(root.body, tirx.SeqStmt) else [root.body]
     used = [_buffers(nest) for nest in nests]
-    parameters = list(function.params)
+    parameters = tuple(function.params)
     result = []
-    for position, nest in enumerate(nests):
-        touched, written = used[position]
-        private, shared = [], []
-        for buffer in root.alloc_buffers:
-            if _holds(touched, buffer):
-                alone = not any(_holds(other, buffer) for n, (other, _) in enumerate(used) if n != position)
-                (private if alone else shared).append(buffer)
-        arguments = [*(b for b in parameters if _holds(touched, b)), *shared]
-        result.append(Stage(_standalone(nest, arguments, private, function.attrs), tuple(parameters), tuple(arguments), tuple(b for b in arguments if _holds(written, b))))
+    for position, (nest, (touched, written)) in enumerate(zip(nests, used, strict=True)):
+        elsewhere = [buffer for n, (other, _) in enumerate(used) if n != position for buffer in other]
+        own = [buffer for buffer in root.alloc_buffers if _holds(touched, buffer)]
+        arguments = (*(b for b in parameters if _holds(touched, b)), *(b for b in own if _holds(elsewhere, b)))
+        private = [b for b in own if not _holds(elsewhere, b)]
+        results = tuple(b for b in arguments if _holds(written, b))
+        in_place = _in_place(nest, arguments, results)
+        attributes = {**(function.attrs or {}), "tirx.noalias": not in_place}
+        result.append(Stage(_standalone(nest, arguments, private, attributes), parameters, arguments, results, in_place))
     return result
 
 
-def _holds(buffers: list[Any], buffer: Any) -> bool:
+def _in_place(nest: Any, arguments: tuple[Any, ...], results: tuple[Any, ...]) -> dict[Any, Any]:
+    """Written buffer -> a read one whose every element is loaded just to be replaced by the element of the same index."""
+    if len(results) != 1:
+        return {}
+    target = results[0]
+    alike = [b for b in arguments if not b.same_as(target) and str(b.dtype) == str(target.dtype) and tvm_ffi.structural_equal(b.shape, target.shape)]
+    loads = _loads(nest)
+    if _holds([load.source for load in loads], target):
+        return {}  # an accumulator: it is read before all of it is written
+    matching: list[Any] = []
+
+    def store(statement: Any) -> None:
+        if statement.buffer.same_as(target):
+            matching.extend(each.source for each in _loads(statement.value) if tvm_ffi.structural_equal(each.indices, statement.indices))
+
+    tvm_ffi.structural_walk(nest, (tirx.BufferStore, store))
+    for source in alike:
+        count = sum(load.source.same_as(source) for load in loads)
+        if count and count == sum(match.same_as(source) for match in matching):
+            return {target: source}
+    return {}
+
+
+def _loads(part: Any) -> list[Any]:
+    """Every load of a tensor element under a statement or expression."""
+    found: list[Any] = []
+    tvm_ffi.structural_walk(part, (tvm.ir.TensorLoad, found.append))
+    return found
+
+
+def _holds(buffers: Sequence[Any], buffer: Any) -> bool:
     return any(b.same_as(buffer) for b in buffers)
 
 
@@ -69,10 +101,10 @@ def _buffers(stmt: Any) -> tuple[list[Any], list[Any]]:
     return [*touched, *written], written
 
 
-def _standalone(nest: Any, arguments: list[Any], private: list[Any], attributes: Any) -> Any:
+def _standalone(nest: Any, arguments: tuple[Any, ...], private: list[Any], attributes: dict[str, Any]) -> Any:
     """A PrimFunc of one nest, whose outermost loop is what may be divided among threads."""
     if not (isinstance(nest, tirx.For) and PARALLEL in nest.annotations):
         nest = tirx.For(tirx.Var(TASK, "int32"), 0, 1, tirx.ForKind.SERIAL, nest)
     root = s_tir.SBlock([], [], [], "root", nest, alloc_buffers=private)
     body = s_tir.SBlockRealize([], tirx.const(True, "bool"), root)
-    return tirx.PrimFunc(arguments, body, attrs=attributes)
+    return tirx.PrimFunc(list(arguments), body, attrs=tvm.ir.make_node("ir.DictAttrs", **attributes))
