@@ -1,6 +1,6 @@
 """One target, from a graph to an artifact's folder; from the cache where the same was built before.
 
-    Graph -> integerize -> lower (compile server) -> plan -> kernels (compile server) -> C -> libraries
+    Graph -> decompose -> integerize -> lower (compile server) -> plan -> kernels (compile server) -> C -> libraries
 
 What is cached whole is not lowered again: TVM is not even imported.
 """
@@ -44,10 +44,12 @@ def build_target(
     if kept is not None:
         unpack(kept, folder)
         return artifact.read(folder)
+    from graphc.backends.decompose import decompose  # here, as below
+
     grids = {**input_grids(graph), **output_grids(graph)}
     quantization = {name: Quantization(grid.scale, grid.zero_point) for name, grid in grids.items()}
     manifest = build_integerized(
-        integerize(graph), target, folder, server, cache, quantization=quantization, progress=progress
+        integerize(decompose(graph)), target, folder, server, cache, quantization=quantization, progress=progress
     )
     cache.put(name, pack(folder))
     return manifest
@@ -64,11 +66,12 @@ def build_integerized(
     progress: Progress = silent,
 ) -> Manifest:
     """`build_target` for a graph in the integer arithmetic, of which only the kernels are cached."""
+    from graphc.backends.decompose import decompose
     from graphc.backends.emit import emit  # here, because a build that is cached whole needs none of it
     from graphc.backends.kernels import compile_kernels
     from graphc.backends.plan import plan
 
-    program = _lowered(graph, target, server, progress)
+    program = _lowered(decompose(graph), target, server, progress)
     memory = plan(program)
     code = compile_kernels(program, target, cache, server, _watching(progress, "compile kernels"))
     tools = toolchain.find(target.triple, cache.folder)
