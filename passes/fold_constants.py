@@ -9,13 +9,11 @@ takes no more than GROWTH times the constants that it frees, and never larger th
 
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import helper
-from onnx.reference import ReferenceEvaluator
-from onnxruntime.capi import onnxruntime_pybind11_state as failures
 
 from graphc.ir.edit import Edit
 from graphc.ir.graph import IR_VERSION, OPSET, Array, Graph, Node, TensorType
@@ -33,13 +31,6 @@ LARGEST = 1 << 30
 
 RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-)
-_NO_KERNEL = (
-    failures.NotImplemented,
-    failures.InvalidGraph,
-    failures.InvalidArgument,
-    failures.Fail,
-    failures.RuntimeException,
 )
 
 
@@ -155,17 +146,23 @@ def evaluate(node: Node, operands: Mapping[str, Array], types: Mapping[str, Tens
 
 def _onnxruntime(model: onnx.ModelProto, wanted: list[str], operands: Mapping[str, Array]) -> list[Array] | None:
     """It speaks numpy's own types only: no bfloat16, no integers of 4 bits."""
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    no_kernel = (state.NotImplemented, state.InvalidGraph, state.InvalidArgument, state.Fail, state.RuntimeException)
     try:
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), _options(), providers=["CPUExecutionProvider"]
         )
         found: list[Array] = session.run(wanted, dict(operands))
-    except _NO_KERNEL:
+    except no_kernel:
         return None
     return found
 
 
 def _reference(model: onnx.ModelProto, wanted: list[str], operands: Mapping[str, Array]) -> list[Array] | None:
+    from onnx.reference import ReferenceEvaluator
+
     try:
         found: list[Array] = ReferenceEvaluator(model).run(wanted, dict(operands))
     except (NotImplementedError, TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError):
@@ -184,8 +181,10 @@ def _model(node: Node, operands: Mapping[str, Array], types: Mapping[str, Tensor
 
 
 @cache
-def _options() -> onnxruntime.SessionOptions:
+def _options() -> Any:
     """One thread, no rewriting, no messages: a kernel that is missing is not the user's concern."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1

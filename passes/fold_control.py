@@ -79,8 +79,8 @@ def inline_if(sweep: Sweep, node: Node) -> bool:
     branch = node.attributes["then_branch" if condition.reshape(()) else "else_branch"]
     if not isinstance(branch, Graph) or not sweep.claim(node):
         return False
+    sweep.edit.dissolve(node)
     splice = _Splice(sweep.edit, node)
-    sweep.edit.remove(node)
     splice.finish(splice(branch, ()), node.outputs)
     return True
 
@@ -150,19 +150,21 @@ def _stays_true(body: Graph) -> bool:
 
 
 def _worthwhile(sweep: Sweep, node: Node, body: Graph, steps: int) -> bool:
-    """Whether the loop may be unrolled: at least one step, and not too many nodes; claims it then."""
+    """Whether the loop may be unrolled: at least one step, and not too many nodes; dissolves it then."""
     if steps * max(len(body.nodes), 1) > UNROLLED:
         sweep.refuse(
             node, f"{steps} steps of {len(body.nodes)} nodes are too many to unroll (at most {UNROLLED} nodes)"
         )
         return False
-    return steps > 0 and sweep.claim(node)
+    if steps == 0 or not sweep.claim(node):
+        return False
+    sweep.edit.dissolve(node)
+    return True
 
 
 def _finish(
     sweep: Sweep, node: Node, splice: _Splice, carried: list[str], collected: Sequence[tuple[list[str], int]]
 ) -> None:
-    sweep.edit.remove(node)
     splice.finish(carried, node.outputs[: len(carried)])
     for (parts, axis), result in zip(collected, node.outputs[len(carried) :], strict=True):
         if result:

@@ -85,6 +85,13 @@ class Edit:
         """Drop nodes. Whatever still reads their results must be redirected, or the results produced anew."""
         self._removed.update(nodes)
 
+    def dissolve(self, node: Node) -> None:
+        """Drop a control-flow node whose body comes in its place: the names inside it are free again."""
+        self.remove(node)
+        rest = replace(self.graph, nodes=tuple(n for n in self.graph.nodes if n is not node))
+        inside = set[str]().union(*(_names(body) - set(body.captures) for body in node.subgraphs))
+        self._taken -= inside - _names(rest)
+
     def replace(
         self,
         node: Node,

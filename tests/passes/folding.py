@@ -59,7 +59,7 @@ def difference(before: Graph, after: Graph, values: dict[str, npt.NDArray[np.gen
         finite = np.isfinite(a)
         assert np.array_equal(a[~finite], b[~finite], equal_nan=True)
         if finite.any():
-            worst = max(worst, float(np.abs(a - b)[finite].max() / max(np.abs(a[finite]).max(), 1e-30)))
+            worst = max(worst, float(np.abs(a[finite] - b[finite]).max() / max(np.abs(a[finite]).max(), 1e-30)))
     return worst
 
 
