@@ -1,0 +1,143 @@
+"""Number formats: the mathematics between floats and integers holds for every range, format and channel."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from graphc.errors import InputError
+from graphc.execute import Session
+from graphc.ir.graph import Graph, Node, TensorType
+from graphc.passes import quantize_schemes as schemes
+from graphc.passes.quantize_schemes import FORMATS, LARGEST_SCALE, SMALLEST_SCALE, Format, Parameters
+
+ENDS = st.floats(-1e6, 1e6, width=32)
+RANGES = st.tuples(ENDS, ENDS).map(sorted)
+FORMS = st.sampled_from([FORMATS["int8"], FORMATS["uint8"]])
+FEW_BITS = [Format(f"int{bits}", np.dtype(np.int8), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in range(2, 9)]
+
+
+def ends(parameters: Parameters) -> tuple[float, float]:
+    form = parameters.format
+    low, high = schemes.dequantize(np.array([form.low, form.high], form.dtype), parameters)
+    return float(low), float(high)
+
+
+@cache
+def pair(form: str) -> Session:
+    """x, scale, zero point -> its integers q, and y that they stand for."""
+    floats, dtype = np.dtype(np.float32), FORMATS[form].dtype
+    kinds = {"x": TensorType(floats, (50,)), "s": TensorType(floats, ()), "z": TensorType(dtype, ())}
+    kinds |= {"q": TensorType(dtype, (50,)), "y": TensorType(floats, (50,))}
+    nodes = (Node("QuantizeLinear", ("x", "s", "z"), ("q",)), Node("DequantizeLinear", ("q", "s", "z"), ("y",)))
+    return Session(Graph("g", ("x", "s", "z"), ("q", "y"), nodes, kinds, {}))
+
+
+@settings(deadline=None)
+@given(RANGES, FORMS, st.booleans(), st.floats(0, 1))
+def test_values_inside_the_range_come_back_within_half_a_step(
+    span: list[float], form: Format, symmetric: bool, share: float
+) -> None:
+    parameters = schemes.affine(*span, form, symmetric, "x")
+    low, high = min(span[0], 0.0), max(span[1], 0.0)
+    values = np.float32([low, high, low + share * (high - low)])
+    back = schemes.dequantize(schemes.quantize(values, parameters), parameters)
+    # Half a step, and what fp32 adds: x / scale may be rounded up to a tie, the product once more.
+    bound = 0.5 * float(parameters.scale) * (1 + 1e-4) + 2e-7 * np.abs(values)
+    assert (np.abs(back.astype(np.float64) - values) <= bound).all()
+
+
+@settings(deadline=None)
+@given(RANGES, FORMS, st.booleans())
+def test_zero_is_exact_and_scales_are_ordinary_numbers(span: list[float], form: Format, symmetric: bool) -> None:
+    parameters = schemes.affine(*span, form, symmetric, "x")
+    assert schemes.dequantize(schemes.quantize(np.zeros(1), parameters), parameters) == [0.0]
+    assert SMALLEST_SCALE <= parameters.scale <= LARGEST_SCALE
+    assert form.low <= parameters.zero_point <= form.high
+
+
+@settings(deadline=None)
+@given(arrays(np.float32, 20, elements=ENDS), RANGES, FORMS, st.booleans())
+def test_quantizing_keeps_order(
+    values: np.ndarray[tuple[int], np.dtype[np.float32]], span: list[float], form: Format, symmetric: bool
+) -> None:
+    integers = schemes.quantize(np.sort(values), schemes.affine(*span, form, symmetric, "x"))
+    assert (np.diff(integers.astype(np.int64)) >= 0).all()
+
+
+@settings(deadline=None)
+@given(arrays(np.float32, (3, 8), elements=ENDS))
+def test_more_bits_never_make_the_bound_on_the_error_of_weights_worse(
+    weights: np.ndarray[tuple[int, int], np.dtype[np.float32]],
+) -> None:
+    scales = [schemes.symmetric_weights(weights, form, 0).scale for form in FEW_BITS]
+    for form, scale, finer in zip(FEW_BITS, scales, scales[1:], strict=False):
+        assert (finer <= scale).all()
+        back = schemes.dequantize(
+            schemes.quantize(weights, schemes.symmetric_weights(weights, form, 0)),
+            schemes.symmetric_weights(weights, form, 0),
+        )
+        assert (np.abs(back - weights) <= 0.5001 * scale[:, None] + 1e-6 * np.abs(weights)).all()
+
+
+@settings(deadline=None)
+@given(arrays(np.float32, 50, elements=ENDS), RANGES, FORMS, st.booleans())
+def test_rounding_is_that_of_onnxruntime(
+    values: np.ndarray[tuple[int], np.dtype[np.float32]], span: list[float], form: Format, symmetric: bool
+) -> None:
+    parameters = schemes.affine(*span, form, symmetric, "x")
+    found = pair(form.name).run({"x": values, "s": parameters.scale, "z": parameters.zero_point})
+    integers = schemes.quantize(values, parameters)
+    np.testing.assert_array_equal(integers, found["q"])
+    np.testing.assert_array_equal(schemes.dequantize(integers, parameters), found["y"])
+
+
+def test_signs_get_the_same_room_where_the_scheme_is_symmetric() -> None:
+    assert ends(schemes.affine(-1, 2.54, FORMATS["int8"], True, "x")) == pytest.approx((-2.56, 2.54), rel=1e-6)
+    assert ends(schemes.affine(-1, 2.54, FORMATS["uint8"], True, "x")) == pytest.approx((-2.56, 2.54), rel=1e-6)
+    assert ends(schemes.affine(0.5, 2.55, FORMATS["uint8"], True, "x")) == pytest.approx((0, 2.55), rel=1e-6)
+    assert ends(schemes.affine(-1, 1.55, FORMATS["int8"], False, "x")) == pytest.approx((-1, 1.55), rel=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
+def test_a_range_of_zeros_has_scale_one(form: Format) -> None:
+    parameters = schemes.affine(0.0, 0.0, form, False, "x")
+    assert parameters.scale == 1.0
+    assert schemes.dequantize(schemes.quantize(np.zeros(3), parameters), parameters).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("span", [(np.nan, 1.0), (0.0, np.inf), (2.0, 1.0), (-3e38, 3e38)])
+def test_ranges_that_no_grid_covers_are_refused_by_name(span: tuple[float, float]) -> None:
+    with pytest.raises(InputError, match="value 'x'"):
+        schemes.affine(*span, FORMATS["int8"], False, "value 'x'")
+
+
+def test_probabilities_have_steps_of_one_256th() -> None:
+    assert ends(schemes.unit_interval(FORMATS["int8"])) == (0.0, 255 / 256)
+    assert ends(schemes.unit_interval(FORMATS["uint8"])) == (0.0, 255 / 256)
+
+
+def test_channels_of_zeros_get_the_largest_scale_of_the_others() -> None:
+    weights = np.float32([[0, 0], [127, -1], [0.5, 0.25]])
+    parameters = schemes.symmetric_weights(weights, FORMATS["int8"], 0)
+    np.testing.assert_allclose(parameters.scale, [1, 1, 0.5 / 127], rtol=1e-7)
+    np.testing.assert_array_equal(schemes.quantize(weights, parameters), [[0, 0], [127, -1], [127, 64]])
+    assert schemes.symmetric_weights(np.zeros((2, 2)), FORMATS["int8"], None).scale == 1.0
+
+
+def test_unsigned_weights_stand_around_128() -> None:
+    parameters = schemes.symmetric_weights(np.float32([[-1, 0, 1]]), FORMATS["uint8"], None)
+    assert schemes.quantize(np.float32([[-1, 0, 1]]), parameters).tolist() == [[1, 128, 255]]
+
+
+def test_weight_scales_grow_until_the_bias_fits_int32() -> None:
+    weights = np.float32([[1e-9, 0], [1, 1]])
+    bias = np.array([100.0, 100.0])
+    parameters = schemes.fit_bias(schemes.symmetric_weights(weights, FORMATS["int8"], 0), bias, 0.1)
+    steps = schemes.quantize_bias(bias, np.float32(0.1) * parameters.scale)
+    assert np.abs(steps.astype(np.int64)).max() <= schemes.BIAS_LIMIT * 1.0001
+    np.testing.assert_allclose(steps * (np.float32(0.1) * parameters.scale), bias, rtol=1e-6)
+    assert parameters.scale[1] == np.float32(1 / 127)
