@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax
+from tvm import relax, topi
 
 from graphc.backends.targets import Target
 from graphc.errors import InternalError, UnsupportedError
@@ -28,6 +28,8 @@ OUT_FUSIBLE = 4
 INJECTIVE = 2
 OPAQUE = 8
 """TVM's kOpaque: never fused."""
+READY = "graphc.scheduled"
+"""Attribute of a PrimFunc that needs no schedule."""
 ALIAS = "graphc_alias"
 """Name of the kernel that stands for a view; it is never compiled."""
 MARK = "graphc_node_"
@@ -37,7 +39,7 @@ Compute = Callable[["Lowering", Node], Sequence[Any]]
 COMPUTES: dict[tuple[str, str], Compute] = {}
 """(domain, operator) -> how graphc computes it: returns one Relax expression per result."""
 
-_ROOMS = ("compute_conv", "compute_matmul", "compute_pool", "compute_integer", "compute_shape", "compute_elementwise")
+_ROOMS = ("compute_conv", "compute_matmul", "compute_pool", "compute_integer", "compute_shape", "compute_elementwise", "compute_decode")
 
 
 def computes(domain: str, *ops: str) -> Callable[[Compute], Compute]:
@@ -92,6 +94,15 @@ class Lowering:
         attributes = {} if pattern is None else {"op_pattern": pattern}
         call = self.builder.call_te(function, *arguments, primfunc_name_hint=name, primfunc_attrs=attributes)
         return self.builder.emit(call, name_hint=f"{MARK}{self.index}_")
+
+    def emit_function(self, function: Any, arguments: Sequence[Any], result: TensorType, name: str) -> Any:
+        """Emit a PrimFunc that is scheduled already; it is never fused. Its result is flat, and given `result`'s shape."""
+        function = function.with_attr("op_pattern", OPAQUE).with_attr(READY, True)
+        variable = self.builder.add_func(function, name)
+        flat = relax.TensorType((result.size,), result.dtype.name)
+        call = relax.call_tir(variable, relax.Tuple(list(arguments)), flat)
+        value = self.builder.emit(call, name_hint=f"{MARK}{self.index}_")
+        return self.emit(lambda x: topi.reshape(x, result.dims), value, name=ALIAS, pattern=OPAQUE)
 
 
 def _inlined(array: Array) -> bool:

@@ -1,0 +1,186 @@
+"""Between stored and computed numbers: quantize, dequantize, and the decoders of compressed weights.
+
+Constants of fewer than 8 bits stay packed in memory, least significant bits first, and are unpacked where they are read.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from tvm import te, tirx
+
+from graphc.backends.relax_module import INJECTIVE, OPAQUE, Lowering, computes
+from graphc.backends.statements import const, function, loop, sequence, tasks
+from graphc.errors import UnsupportedError
+from graphc.ir import Array, Node
+from graphc.ir.graph import bits_of
+
+SPARSE_RUN = 64
+"""Elements of a sparse tensor that one stored position speaks for; a task decodes one such run."""
+
+Element = Callable[[Sequence[Any]], Any]
+
+
+def packed_bytes(array: Array) -> Array:
+    """Elements of 2 or 4 bits as bytes, the first in the lowest bits (ONNX's own packing)."""
+    bits = bits_of(array.dtype)
+    codes = array.astype(np.int8).astype(np.uint8).reshape(-1) & np.uint8((1 << bits) - 1)
+    per_byte = 8 // bits
+    padded = np.pad(codes, (0, -len(codes) % per_byte)).reshape(-1, per_byte)
+    shifted = padded << (np.arange(per_byte, dtype=np.uint8) * np.uint8(bits))
+    return np.bitwise_or.reduce(shifted, axis=1).astype(np.uint8)
+
+
+def _flat(i: Sequence[Any], shape: Sequence[int]) -> Any:
+    """Row-major position of index i."""
+    position: Any = const(0)
+    for place, extent in zip(i, shape, strict=True):
+        position = position * extent + place
+    return position
+
+
+def stored(state: Lowering, name: str) -> tuple[Any, Callable[[te.Tensor], Element]]:
+    """(the expression to pass to a kernel, how the kernel reads element i of it as int32)."""
+    kind = state.type(name)
+    bits = kind.bits
+    if bits >= 8:
+        return state.value(name), lambda tensor: lambda i: tensor[tuple(i)].astype("int32")
+    array = state.constant(name)
+    if array is None:
+        raise UnsupportedError(f"value '{name}'", f"{kind.dtype.name} values computed at run time.", "Only constants may have fewer than 8 bits.")
+    signed = not kind.dtype.name.startswith("u")
+    per_byte, mask, sign = 8 // bits, (1 << bits) - 1, 1 << (bits - 1)
+
+    def reader(tensor: te.Tensor) -> Element:
+        def read(i: Sequence[Any]) -> Any:
+            position = _flat(i, kind.dims)
+            code = (tensor[position // per_byte].astype("int32") >> (position % per_byte * bits).astype("int32")) & const(mask)
+            return (code ^ const(sign)) - const(sign) if signed else code
+
+        return read
+
+    return state.parameter(packed_bytes(array), name), reader
+
+
+def _parameter_index(node: Node, x: Sequence[int], parameters: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """Where the scale and zero point of element i lie: one for all, one per index of the axis, or one per block along it."""
+    block = node.get_int("block_size", 0)
+    if not parameters or (len(parameters) == 1 and parameters[0] == 1 and not block):
+        return lambda i: (0,) * len(parameters)
+    axis = node.get_int("axis", 1) % len(x)
+    if block:
+        return lambda i: tuple(p // block if a == axis else p for a, p in enumerate(i))
+    return lambda i: (i[axis],)
+
+
+@computes("", "DequantizeLinear")
+def dequantize(state: Lowering, node: Node) -> Sequence[Any]:
+    """y = (x - zero_point) * scale: an integer difference and one multiply."""
+    x, scale = state.type(node.inputs[0]), state.type(node.inputs[1])
+    dtype = state.type(node.outputs[0]).dtype.name
+    if x.dtype.kind not in "iu" and not x.dtype.name.startswith(("int", "uint")):
+        raise UnsupportedError(node.label, f"{x.dtype.name} has no kernel.", "Use integers of up to 16 bits.")
+    operand, reader = stored(state, node.inputs[0])
+    operands, zero = [operand, state.value(node.inputs[1])], None
+    if len(node.inputs) > 2 and node.inputs[2] and x.dtype.name != "int32":
+        zero_operand, zero = stored(state, node.inputs[2])
+        operands.append(zero_operand)
+    at = _parameter_index(node, x.dims, scale.dims)
+
+    def define(q: te.Tensor, scales: te.Tensor, *zeros: te.Tensor) -> te.Tensor:
+        read = reader(q)
+
+        def element(*i: Any) -> Any:
+            value = read(i)
+            centered = value - zero(zeros[0])(at(i)) if zero is not None else value
+            return (centered.astype("float32") * scales[at(i)].astype("float32")).astype(dtype)
+
+        return te.compute(x.dims, element, name="dequantize")
+
+    return [state.emit(define, *operands, name="dequantize", pattern=INJECTIVE)]
+
+
+@computes("", "QuantizeLinear")
+def quantize(state: Lowering, node: Node) -> Sequence[Any]:
+    """y = saturate(rint(x / scale) + zero_point), the sum in integers."""
+    x, y = state.type(node.inputs[0]), state.type(node.outputs[0])
+    if y.dtype.kind not in "iu" or y.bits < 8 or x.dtype.name != "float32":
+        raise UnsupportedError(node.label, f"quantizing {x.dtype.name} to {y.dtype.name} has no kernel.", "Use float32 and integers of 8 or 16 bits.")
+    at = _parameter_index(node, x.dims, state.type(node.inputs[1]).dims)
+    low, high = int(np.iinfo(y.dtype).min), int(np.iinfo(y.dtype).max)
+    operands = [state.value(name) for name in node.inputs if name]
+
+    def define(values: te.Tensor, scales: te.Tensor, *zeros: te.Tensor) -> te.Tensor:
+        def element(*i: Any) -> Any:
+            rounded = tirx.nearbyint(values[tuple(i)] / scales[at(i)])
+            # Bounds that keep the conversion to int32 defined; the sum is clamped exactly afterwards.
+            bounded = tirx.min(tirx.max(rounded, const(-(2.0**24), "float32")), const(2.0**24, "float32")).astype("int32")
+            total = bounded + zeros[0][at(i)].astype("int32") if zeros else bounded
+            return tirx.min(tirx.max(total, const(low)), const(high)).astype(y.dtype.name)
+
+        return te.compute(x.dims, element, name="quantize")
+
+    return [state.emit(define, *operands, name="quantize", pattern=INJECTIVE)]
+
+
+@computes("graphc", "Lookup")
+def lookup(state: Lowering, node: Node) -> Sequence[Any]:
+    """y[i] = codebook[code i], codes being `bits`-bit fields of a byte stream."""
+    shape, bits = state.type(node.outputs[0]).dims, node.get_int("bits", 8)
+    packed = state.constant(node.inputs[1])
+    if packed is None:
+        raise UnsupportedError(node.label, "packed indices that are computed at run time.", "They must be constant.")
+    crosses = 8 % bits != 0
+    stream = state.parameter(np.pad(packed, (0, 1)) if crosses else packed, node.inputs[1])  # a field may end in the byte after the last
+
+    def define(codebook: te.Tensor, codes: te.Tensor) -> te.Tensor:
+        def element(*i: Any) -> Any:
+            bit = _flat(i, shape) * bits
+            word = codes[bit // 8].astype("int32")
+            word = word | (codes[bit // 8 + 1].astype("int32") << const(8)) if crosses else word
+            return codebook[(word >> (bit % 8).astype("int32")) & const((1 << bits) - 1)]
+
+        return te.compute(shape, element, name="lookup")
+
+    return [state.emit(define, state.value(node.inputs[0]), stream, name="lookup", pattern=OPAQUE)]
+
+
+@computes("graphc", "SparseToDense")
+def sparse_to_dense(state: Lowering, node: Node) -> Sequence[Any]:
+    """y = 0 where the mask is clear, the next value where it is set.
+
+    The number of values before each run of SPARSE_RUN elements is counted at compile time, so that runs are independent.
+    """
+    kind = state.type(node.outputs[0])
+    mask = state.constant(node.inputs[0])
+    if mask is None:
+        raise UnsupportedError(node.label, "a mask that is computed at run time.", "It must be constant.")
+    size = kind.size
+    bits = np.unpackbits(mask.reshape(-1), bitorder="little")[:size]
+    runs = -(-size // SPARSE_RUN)
+    counts = np.pad(bits, (0, runs * SPARSE_RUN - size)).reshape(runs, SPARSE_RUN).sum(axis=1)
+    before = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int32)
+    stream = np.pad(mask.reshape(-1), (0, runs * SPARSE_RUN // 8 - mask.size))
+    operands = [state.parameter(stream, node.inputs[0]), state.value(node.inputs[1]), state.parameter(before, f"{node.inputs[0]}.before")]
+    return [state.emit_function(_sparse_function(size, runs, state.type(node.inputs[1]).dims[0], kind.dtype.name), operands, kind, name="sparse_to_dense")]
+
+
+def _sparse_function(size: int, runs: int, stored_values: int, dtype: str) -> Any:
+    """(mask, values, before) -> dense, one run a task."""
+    mask = tirx.decl_buffer((runs * SPARSE_RUN // 8,), "uint8", "mask")
+    values = tirx.decl_buffer((stored_values,), dtype, "values")
+    before = tirx.decl_buffer((runs,), "int32", "before")
+    dense = tirx.decl_buffer((size,), dtype, "dense")
+    next_value = tirx.decl_buffer((1,), "int32", "next_value", scope="local")
+
+    def run(task: Any) -> Any:
+        def element(e: Any) -> Any:
+            at = task * SPARSE_RUN + e
+            bit = (mask[at // 8].astype("int32") >> (at % 8)) & const(1)
+            taken = sequence([tirx.BufferStore(dense, values[next_value[0]], [at]), tirx.BufferStore(next_value, next_value[0] + 1, [const(0)])])
+            decoded = tirx.IfThenElse(bit == 1, taken, tirx.BufferStore(dense, const(0, dtype), [at]))
+            return decoded if size % SPARSE_RUN == 0 else tirx.IfThenElse(at < size, decoded, None)
+
+        return sequence([tirx.AllocBuffer(next_value), tirx.BufferStore(next_value, before[task], [const(0)]), loop("e", 0, SPARSE_RUN, element)])
+
+    return function([mask, values, before, dense], None, [tasks(runs, run)])
