@@ -18,18 +18,17 @@ import onnx
 import onnx.inliner
 import onnx.version_converter
 from google.protobuf.message import DecodeError, Message
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from graphc.errors import InputError, UnsupportedError
 from graphc.external import Folder
-from graphc.ir.functions import DOMAIN, VERSION, function_for, functions_in
-from graphc.ir.graph import IR_VERSION, OPSET, Array, Attribute, Dim, Graph, Node, TensorType
+from graphc.ir.functions import DOMAIN, function_for, functions_in
+from graphc.ir.graph import OPSET, Array, Attribute, Dim, Graph, Node, TensorType
 from graphc.ir.infer import ONNX_ERRORS, type_from_proto
 from graphc.ir.nested import retype
 from graphc.ir.protobuf import attribute_from_proto, type_to_proto
+from graphc.opsets import lowered, opset_of, raised
 from graphc.weights import ONNX, Weights, describe, free_name, set_field, subgraphs
-
-OLDEST_OPSET = 7
 
 Source: TypeAlias = str | Path | bytes | ModelProto
 
@@ -55,7 +54,7 @@ def load(source: Source, inputs: Mapping[str, Sequence[Dim]] | None = None, *, a
 
 def _load(model: ModelProto, folder: Folder, shapes: Mapping[str, Sequence[Dim]], allow_nan: bool) -> Graph:
     _check_text(model)
-    opset = _opset(model)
+    opset = opset_of(model)
     declared = {
         output.name: len(output.type.tensor_type.shape.dim)
         for output in model.graph.output
@@ -68,9 +67,11 @@ def _load(model: ModelProto, folder: Folder, shapes: Mapping[str, Sequence[Dim]]
     weights.take(model.graph)
     model = _inline(model)
     weights.take(model.graph)
+    if opset > OPSET:
+        model = lowered(model, opset)
     if opset < OPSET:
         _forget_types(model.graph)
-        model = _convert(model, opset)
+        model = raised(model, opset)
         _sort_graph(model.graph, set())
         weights.take(model.graph)
     _fix_shapes(model.graph, shapes, weights.arrays)
@@ -139,37 +140,6 @@ def _texts(message: Message) -> Iterator[str | bytes]:
         elif field.type == field.TYPE_MESSAGE:
             for part in values:
                 yield from _texts(part)
-
-
-def _opset(model: ModelProto) -> int:
-    """The model's opset; domain names are brought to their one spelling, unknown versions refused."""
-    versions: dict[str, int] = {}
-    for entry in model.opset_import:
-        entry.domain = "" if entry.domain in ONNX else entry.domain
-        versions[entry.domain] = entry.version
-    opset = versions.get("", 0)
-    if not opset:
-        if "" not in versions and versions and not _uses_onnx(model.graph):
-            model.opset_import.append(helper.make_opsetid("", OPSET))
-            return OPSET
-        raise InputError("", "the model states no ONNX opset.", "Export it again with an opset import.")
-    if not OLDEST_OPSET <= opset <= OPSET:
-        raise UnsupportedError(
-            "",
-            f"opset {opset} (expected {OLDEST_OPSET} to {OPSET}).",
-            f"Export the model at opset {min(max(opset, 13), OPSET)}.",
-        )
-    if versions.get(DOMAIN, VERSION) != VERSION:
-        raise UnsupportedError(
-            "",
-            f"{DOMAIN} operators of version {versions[DOMAIN]} (this graphc has {VERSION}).",
-            "Read the model with the graphc version that wrote it.",
-        )
-    return opset
-
-
-def _uses_onnx(graph: GraphProto) -> bool:
-    return any(node.domain in ONNX for node in graph.node)
 
 
 def _reads(node: NodeProto) -> list[str]:
@@ -295,16 +265,6 @@ def _callees(nodes: Iterable[NodeProto]) -> Iterator[tuple[str, str]]:
         yield node.domain, node.op_type
         for subgraph in subgraphs(node):
             yield from _callees(subgraph.node)
-
-
-def _convert(model: ModelProto, opset: int) -> ModelProto:
-    model.ir_version = max(model.ir_version, IR_VERSION)  # older ones demand an input for every initializer
-    try:
-        return onnx.version_converter.convert_version(model, OPSET)
-    except ONNX_ERRORS as error:
-        raise UnsupportedError(
-            "", f"onnx cannot convert it from opset {opset} to {OPSET}: {error}.", "Export the model at a newer opset."
-        ) from error
 
 
 def _forget_types(graph: GraphProto) -> None:

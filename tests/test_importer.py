@@ -169,13 +169,13 @@ def test_every_form_of_constant() -> None:
     }
 
 
+NOT_PLAIN = ("UNDEFINED", "STRING", "COMPLEX64", "COMPLEX128", "FLOAT6E2M3", "FLOAT6E3M2")
+"""Types that Identity does not take at this opset (6-bit floats), or that compare otherwise."""
+
+
 @pytest.mark.parametrize(
     "dtype",
-    [
-        t
-        for t in TensorProto.DataType.values()
-        if t not in (TensorProto.UNDEFINED, TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.COMPLEX128)
-    ],
+    [t for t in TensorProto.DataType.values() if TensorProto.DataType.Name(t) not in NOT_PLAIN],
 )
 def test_every_element_type_survives(dtype: int) -> None:
     array = np.ones((3, 5)).astype(helper.tensor_dtype_to_np_dtype(dtype))
@@ -538,10 +538,10 @@ BAD: dict[str, tuple[bytes, str]] = {
         spoiled(lambda m: setattr(m.graph.node[0], "op_type", "Upsample")),
         "Upsample 'y': onnx has no operator",
     ),
-    "missing operand": (spoiled(lambda m: m.graph.node[0].input.pop()), "1 operands and 1 results"),
+    "missing operand": (spoiled(lambda m: m.graph.node[0].input.pop()), r"MatMul 'y': 1 operands \(expected 2 to 2\)"),
     "missing attribute": (
         spoiled(lambda m: None, "g (float[2] x) => (z) { z = Cast(x) }"),
-        "Cast 'z': .*attribute 'to' is missing",
+        "Cast 'z': attribute 'to' is missing",
     ),
     "input without type": (spoiled(lambda m: m.graph.input[0].ClearField("type")), "input 'x': expected a tensor"),
     "sequence": (

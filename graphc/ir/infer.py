@@ -1,6 +1,7 @@
 """Types of a node's results, asked of onnx itself (operator schemas, or the body of a graphc function)."""
 
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 import onnx
@@ -64,6 +65,7 @@ def infer(node: Node, types: Mapping[str, TensorType], constants: Mapping[str, A
     Nodes with subgraphs are `graphc.ir.nested`'s. Raises InputError naming the node where onnx finds a mismatch or
     knows no such operator.
     """
+    conform(node, types)
     proto = node_to_proto(node)
     operands = {name: type_to_proto(types[name]) for name in node.inputs if name}
     data = {
@@ -96,22 +98,70 @@ def _ask_function(
 def _ask_schema(
     node: Node, proto: NodeProto, operands: Mapping[str, TypeProto], data: Mapping[str, TensorProto]
 ) -> dict[str, TypeProto]:
-    schema = schema_of(node)
-    wanted = f"{schema.min_input} to {schema.max_input} operands and {schema.min_output} to {schema.max_output} results"
-    if not (
-        schema.min_input <= len(node.inputs) <= schema.max_input
-        and schema.min_output <= len(node.outputs) <= schema.max_output
-    ):
-        raise ValueError(f"{len(node.inputs)} operands and {len(node.outputs)} results (expected {wanted})")
-    missing = next((a.name for a in schema.attributes.values() if a.required and a.name not in node.attributes), None)
-    if missing is not None:
-        raise ValueError(f"attribute '{missing}' is missing")
     imports = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
     return dict(
         onnx.shape_inference.infer_node_outputs(
-            schema, proto, operands, data, opset_imports=imports, ir_version=IR_VERSION
+            schema_of(node), proto, operands, data, opset_imports=imports, ir_version=IR_VERSION
         )
     )
+
+
+def conform(node: Node, types: Mapping[str, TensorType]) -> None:
+    """Check what onnx's inference lets pass: counts of operands and results, required attributes, element types.
+
+    Raises InputError naming the node.
+    """
+    if node.domain == DOMAIN:
+        return
+    schema = schema_of(node)
+    missing = next((a for a in _required(node.op, node.domain) if a not in node.attributes), None)
+    problem = f"attribute '{missing}' is missing" if missing is not None else ""
+    if not schema.min_input <= len(node.inputs) <= schema.max_input:
+        problem = f"{len(node.inputs)} operands (expected {schema.min_input} to {schema.max_input})"
+    elif not schema.min_output <= len(node.outputs) <= schema.max_output:
+        problem = f"{len(node.outputs)} results (expected {schema.min_output} to {schema.max_output})"
+    problem = problem or _misfit(node, schema, types)
+    if problem:
+        raise InputError(node.label, f"{problem}.", "Export the model again, or mend the node.")
+
+
+def _misfit(node: Node, schema: onnx.defs.OpSchema, types: Mapping[str, TensorType]) -> str:
+    """What is wrong with the operands' element types: one that the operator does not take, or two that differ."""
+    formals, allowed = _formals(node.op, node.domain)
+    bound: dict[str, str] = {}
+    for i, name in enumerate(node.inputs):
+        label, kind, homogeneous = formals[min(i, len(formals) - 1)]
+        if not name or kind not in allowed:
+            continue
+        got = _type_string(types[name].dtype)
+        if got not in allowed[kind]:
+            return f"operand {label} is {got}, which {node.op} does not take at opset {schema.since_version}"
+        first = bound.setdefault(kind, got)
+        if homogeneous and first != got:
+            return f"operand {label} is {got} where another one is {first}"
+    if node.op == "Mod" and not node.get_int("fmod", 0) and "float" in bound["T"]:
+        return "fmod=0 on floats"  # in no schema, and taken by no runtime
+    return ""
+
+
+@cache
+def _type_string(dtype: np.dtype[np.generic]) -> str:
+    return f"tensor({TensorProto.DataType.Name(helper.np_dtype_to_tensor_dtype(dtype)).lower()})"
+
+
+@cache
+def _required(op: str, domain: str) -> tuple[str, ...]:
+    schema = onnx.defs.get_schema(op, OPSET if not domain else ML_OPSET, domain)
+    return tuple(a.name for a in schema.attributes.values() if a.required)
+
+
+@cache
+def _formals(op: str, domain: str) -> tuple[list[tuple[str, str, bool]], dict[str, frozenset[str]]]:
+    """(name, type, whether all of a variadic one agree) of each operand; the element types behind each type's name."""
+    schema = onnx.defs.get_schema(op, OPSET if not domain else ML_OPSET, domain)
+    formals = [(f.name, f.type_str, f.is_homogeneous) for f in schema.inputs]
+    allowed = {kind: frozenset((kind,)) for _, kind, _ in formals if kind.startswith("tensor(")}
+    return formals, allowed | {c.type_param_str: frozenset(c.allowed_type_strs) for c in schema.type_constraints}
 
 
 def schema_of(node: Node) -> onnx.defs.OpSchema:

@@ -15,7 +15,7 @@ from onnx import GraphProto, NodeProto, helper
 from graphc.errors import InputError
 from graphc.ir.functions import DOMAIN, VERSION, functions_in
 from graphc.ir.graph import IR_VERSION, OPSET, Array, Attribute, Graph, Node, TensorType
-from graphc.ir.infer import MAX_SHAPE_DATA, ML_OPSET, ONNX_ERRORS, infer, type_from_proto
+from graphc.ir.infer import MAX_SHAPE_DATA, ML_OPSET, ONNX_ERRORS, conform, infer, type_from_proto
 from graphc.ir.protobuf import graph_to_proto, node_to_proto, tensor_to_proto, type_to_proto
 
 Types = Mapping[str, TensorType]
@@ -165,6 +165,7 @@ def _typed(node: Node, found: Mapping[str, onnx.TypeProto], types: Types, consta
         name: type_from_proto(found[name], f"{node.label} result '{name}'") for name in node.results if name in found
     }
     if len(known) == len(node.results) and all(kind.is_static for kind in known.values()):
+        conform(node, types)
         return node, known
     return node, refined(known, infer(node, types, constants))
 
