@@ -18,8 +18,10 @@ from graphc.passes import (
     fold_linear,
     fold_pads,
     fold_patterns,
+    fold_pieces,
     fold_reshapes,
     fold_transposes,
+    fold_views,
 )
 from graphc.passes.fold_constants import fold_constants
 from graphc.passes.fold_duplicates import Digests, remove_duplicates
@@ -27,7 +29,14 @@ from graphc.passes.fold_shapes import fold_shapes
 from graphc.passes.fold_sweep import Refuse, Rules, Sweep, merge
 from graphc.passes.protocol import Context, Pass
 
-_CLEAN = merge(fold_control.RULES, fold_identities.RULES, fold_reshapes.RULES, fold_transposes.RULES)
+_CLEAN = merge(
+    fold_control.RULES,
+    fold_identities.RULES,
+    fold_reshapes.RULES,
+    fold_transposes.RULES,
+    fold_pieces.RULES,
+    fold_views.RULES,
+)
 _PATTERNS = merge(fold_patterns.RULES, _CLEAN)
 _MERGE = merge(_PATTERNS, fold_pads.RULES, fold_linear.RULES, fold_chains.RULES)
 STAGES: tuple[Rules, ...] = (_CLEAN, _PATTERNS, _MERGE)

@@ -106,3 +106,40 @@ SOMETHING = {
 def test_what_does_something_stays(name: str) -> None:
     shape = "[2,3]" if "resize" in name else "[2,4]"
     assert operators(folded(f"g (float{shape} x) => (float{shape} y) {{ {SOMETHING[name]} }}")) != ["Identity"]
+
+
+VIEWS = {
+    "gather_one": """g (float[4,6] x) => (float[6] y) { i = Constant<value_int=2>()  y = Gather<axis=0>(x, i) }""",
+    "gather_every_second": """g (float[4,6] x) => (float[4,3] y)
+        { i = Constant<value_ints=[1,3,5]>()  y = Gather<axis=1>(x, i) }""",
+    "slice_of_slice": """g (float[4,9] x) => (float[2,3] y)
+        { a = Constant<value_ints=[1,1]>()  b = Constant<value_ints=[4,8]>()  s = Slice(x, a, b)
+          e = Constant<value_ints=[2,7]>()  z = Constant<value_ints=[0,1]>()  w = Constant<value_ints=[1,2]>()
+          y = Slice(s, z, e, z, w) }""",
+    "channel_shuffle": """g (float[1,6,2,2] x) => (float[1,3,2,2] y, float[1,3,2,2] z)
+        { s = Constant<value_ints=[3,2,4]>()  a = Reshape(x, s)  t = Transpose<perm=[1,0,2]>(a)
+          w = Constant<value_ints=[2,1,3,2,2]>()  b = Reshape(t, w)  i = Constant<value_int=0>()
+          j = Constant<value_int=1>()  y = Gather(b, i)  z = Gather(b, j) }""",
+    "slice_across_merged_axes": """g (float[2,3,4] x) => (float[3,4] y)
+        { s = Constant<value_ints=[6,4]>()  a = Reshape(x, s)  i = Constant<value_ints=[3]>()
+          j = Constant<value_ints=[6]>()  y = Slice(a, i, j) }""",
+    "a_transpose_that_is_needed": """g (float[2,3,4] x) => (float[4,3] y)
+        { t = Transpose<perm=[2,0,1]>(x)  i = Constant<value_int=1>()  y = Gather<axis=1>(t, i) }""",
+    "write_a_block": """g (float[2,5,3] x, float[2,2,3] u) => (float[2,5,3] y)
+        <int64[2,2,2] i = {0,1, 0,2, 1,1, 1,2}> { y = ScatterND(x, i, u) }""",
+    "write_everything": """g (float[2,3] x, float[2,3] u) => (float[2,3] y)
+        <int64[2,1] i = {0, 1}> { y = ScatterND(x, i, u) }""",
+    "write_in_another_order": """g (float[2,3] x, float[2,3] u) => (float[2,3] y)
+        <int64[2,1] i = {1, 0}> { y = ScatterND(x, i, u) }""",
+    "slice_of_one_part": """g (float[2,3] x, float[2,4] u) => (float[2,2] y)
+        { c = Concat<axis=1>(x, u)  i = Constant<value_ints=[4]>()  j = Constant<value_ints=[6]>()
+          k = Constant<value_ints=[1]>()  y = Slice(c, i, j, k) }""",
+    "slice_of_whole_parts": """g (float[2,3] x, float[2,4] u, float[2,1] v) => (float[2,5] y)
+        { c = Concat<axis=1>(x, u, v)  i = Constant<value_ints=[3]>()  j = Constant<value_ints=[99]>()
+          k = Constant<value_ints=[1]>()  y = Slice(c, i, j, k) }""",
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views(name: str, golden: Golden) -> None:
+    golden.check(name, shown(folded(VIEWS[name])))
