@@ -6,14 +6,15 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from graphc import artifact
 from graphc.borders import Border
 from graphc.data import Dataset
 from graphc.errors import InputError
 from graphc.ir import Array, Graph, TensorType
-from graphc.job import read_spec
 from graphc.report import Report, read_report
+from graphc.spec.model import Data
 from graphc.staging import MODEL
 
 SEED = 0
@@ -57,7 +58,10 @@ def inputs_for(folder: Path, model: Graph, count: int) -> Inputs:
 
 def _dataset(report: Report, types: Mapping[str, TensorType]) -> Dataset | None:
     """The evaluation data of a build, else its calibration data, for a model with these inputs."""
-    data = read_spec(report.spec).data
+    try:
+        data = Data.model_validate(report.spec.get("data", {}))
+    except ValidationError as error:
+        raise InputError("report.json", "its data section was altered.", "Build again.") from error
     section = data.evaluation or data.calibration
     if section is None:
         return None

@@ -1,0 +1,106 @@
+"""Verification: what must be equal bit for bit, what may round, and how the first diverging node is found."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import graphc
+from graphc import diverge
+from graphc.backends.build import build_integerized
+from graphc.backends.cache import Cache
+from graphc.backends.integer import integerize
+from graphc.compile import Build
+from graphc.errors import InputError
+from graphc.importer import load
+from graphc.ir import Graph
+from graphc.samples import SEED, inputs_for, seeded
+from graphc.verify import compare_subject, exact_values, subject, verify
+from tests import small
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    place = tmp_path_factory.mktemp("verify")
+    small.write(place)
+    yield place
+
+
+@pytest.fixture(scope="module")
+def quantized(folder: Path) -> Build:
+    return graphc.compile(None, folder / "small.yaml", out=folder / "build")
+
+
+@pytest.fixture(scope="module")
+def floating(folder: Path) -> Build:
+    spec = folder / "floating.yaml"
+    spec.write_text("\n".join(line for line in small.SPEC.splitlines() if "quantize" not in line))
+    return graphc.compile(None, spec, out=folder / "build")
+
+
+def test_integers_agree_bit_for_bit(quantized: Build) -> None:
+    found = verify(quantized.artifact("native"), samples=16)
+    assert found.agrees and found.integer_nodes > 0
+    assert [(c.name, c.exact, c.elements, c.differing) for c in found.outputs] == [("scores", True, 80, 0)]
+
+
+def test_floats_agree_within_the_tolerance(floating: Build) -> None:
+    found = verify(floating.artifact("native"), samples=16, threads=2)
+    assert found.agrees and found.integer_nodes == 0
+    assert not found.outputs[0].exact and 0.0 <= found.outputs[0].error <= 1e-4
+
+
+def test_exact_values_end_at_the_first_float_operator() -> None:
+    model = load(Path(__file__).parent.parent / "specs" / "digits" / "model.onnx", {"image": (1, 1, 8, 8)})
+    exact = exact_values(integerize(model))
+    assert model.inputs[0] in exact and model.outputs[0] not in exact
+
+
+def test_inputs_are_the_builds_data_or_say_why_not(quantized: Build, folder: Path) -> None:
+    native, model = quantized.artifact("native"), load(quantized.model)
+    found = inputs_for(native, model, 3)
+    assert np.array_equal(found.feeds[2]["image"], np.load(folder / "data.npz")["image"][2:3])
+    (folder / "data.npz").rename(folder / "away.npz")
+    try:
+        random = inputs_for(native, model, 3)
+    finally:
+        (folder / "away.npz").rename(folder / "data.npz")
+    assert random.source.startswith(f"3 random inputs (seed {SEED}), because: ") and "data.npz" in random.source
+    (first, *_), again = random.feeds, seeded({"image": model.types["image"]}, 3).feeds
+    assert np.array_equal(first["image"], again[0]["image"])
+
+
+def test_an_artifact_without_its_model_cannot_be_verified(quantized: Build, tmp_path: Path) -> None:
+    alone = tmp_path / "native"
+    alone.mkdir()
+    for path in quantized.artifact("native").iterdir():
+        (alone / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(InputError, match=r"there is no model\.onnx beside it"):
+        verify(alone, samples=1)
+
+
+def altered(graph: Graph, node: str) -> Graph:
+    """`graph` with another scale in the integer node that computes `node`."""
+    producer = graph.producers[node]
+    name = next(name for name in producer.inputs if name in graph.constants and graph.types[name].dtype == np.float32)
+    return replace(graph, constants={**graph.constants, name: graph.constants[name] * np.float32(2)})
+
+
+def test_the_first_diverging_node_is_named(quantized: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler that doubles one scale: the artifact and every rebuild have the same mistake."""
+    found = subject(quantized.artifact("native"), 2)
+    nodes = [node for node in found.graph.nodes if node.domain]
+    culprit = nodes[1].results[0]
+
+    def broken(graph: Graph, *arguments: Any, **options: Any) -> Any:
+        made = culprit in graph.producers
+        return build_integerized(altered(graph, culprit) if made else graph, *arguments, **options)
+
+    monkeypatch.setattr(diverge, "build_integerized", broken)
+    first = diverge.first_divergence(found, Cache())
+    assert first.node == nodes[1].label and not first.alone
+    assert "they first part at" in str(first)
+    assert compare_subject(found).agrees
