@@ -1,8 +1,8 @@
 """What a fused PrimFunc computes: one anchor (a contraction, a pool), its padding, and an epilogue per output element.
 
-    pad[...]  = x or a constant          (optional)
-    acc[...] += pad[...] * w[...]        the anchor; its block carries `graphc.anchor`, a JSON object that describes it
-    y[i]      = f(acc[i], bias, residual, ...)
+pad[...]  = x or a constant          (optional)
+acc[...] += pad[...] * w[...]        the anchor; its block carries `graphc.anchor`, a JSON object that describes it
+y[i]      = f(acc[i], bias, residual, ...)
 """
 
 import json
@@ -75,7 +75,18 @@ def find(function: Any, target: Target) -> Anchor | None:
     if any(not index.same_as(var) for index, var in zip(out.body.indices, variables, strict=True)):
         return None
     info = json.loads(str(anchor.annotations["graphc.anchor"]))
-    return Anchor(info, tuple(function.params), function.attrs, x, operands[1] if len(operands) > 1 else None, anchor.body.buffer, variables, out.body, nest, padded)
+    return Anchor(
+        info,
+        tuple(function.params),
+        function.attrs,
+        x,
+        operands[1] if len(operands) > 1 else None,
+        anchor.body.buffer,
+        variables,
+        out.body,
+        nest,
+        padded,
+    )
 
 
 def _operands(block: Any) -> list[Any]:

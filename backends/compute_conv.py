@@ -3,7 +3,7 @@
     acc[n, *p, o] = sum over k, c of x[n, *(p * stride + k * dilation - begin), c] * w[o, c, *k]
 
 Weights are packed at compile time so that the innermost axis is a run of output channels (a multiple of the vector):
-    dense      w[O / block, *K, I, block]    or, for integer dot products of `step` inputs, w[O / block, *K, I / step, block, step]
+    dense      w[O / block, *K, I, block], for integer dot products w[O / block, *K, I / step, block, step]
     depthwise  w[*K, O]                      (groups = I; each output reads one input channel)
     grouped    w[*K, I / groups, O]
 """
@@ -50,10 +50,24 @@ class Convolution:
     def description(self, batch: int, shift: int) -> str:
         """What the schedule rules read from the anchor's annotation."""
         span = self.window
-        return json.dumps({"kind": f"conv_{self.kind}", "input": [batch, *self.size, self.channels], "output": span.output, "kernel": span.kernel,
-                           "strides": span.strides, "dilations": span.dilations, "begin": span.begin, "filters": self.filters, "groups": self.groups,
-                           "block": self.block, "step": self.step, "depth": self.depth,
-                           "shift": shift, "multiplier": self.filters // self.groups if self.kind == "depthwise" else 0})
+        return json.dumps(
+            {
+                "kind": f"conv_{self.kind}",
+                "input": [batch, *self.size, self.channels],
+                "output": span.output,
+                "kernel": span.kernel,
+                "strides": span.strides,
+                "dilations": span.dilations,
+                "begin": span.begin,
+                "filters": self.filters,
+                "groups": self.groups,
+                "block": self.block,
+                "step": self.step,
+                "depth": self.depth,
+                "shift": shift,
+                "multiplier": self.filters // self.groups if self.kind == "depthwise" else 0,
+            }
+        )
 
 
 def convolution(state: Lowering, node: Node, step: int = 1) -> Convolution:
@@ -64,11 +78,20 @@ def convolution(state: Lowering, node: Node, step: int = 1) -> Convolution:
     groups = node.get_int("group", 1)
     kind: Kind = "dense" if groups == 1 else "depthwise" if groups == channels else "grouped"
     span = window(node, size, output, kernel)
-    return Convolution(kind, span, tuple(size), channels, filters, groups, channel_block(state.target, filters), step if kind == "dense" else 1)
+    return Convolution(
+        kind,
+        span,
+        tuple(size),
+        channels,
+        filters,
+        groups,
+        channel_block(state.target, filters),
+        step if kind == "dense" else 1,
+    )
 
 
 def pack(conv: Convolution, weights: Array) -> Array:
-    """ONNX weights (O, I / groups, *K) in the order the kernel reads them; missing filters of the last block are zero."""
+    """ONNX weights (O, I / groups, *K) in the order the kernel reads them; the last block is filled with zeros."""
     spatial = tuple(range(2, weights.ndim))
     if conv.kind == "depthwise":
         return np.ascontiguousarray(weights[:, 0].transpose(*(s - 1 for s in spatial), 0))
@@ -108,16 +131,21 @@ def padded(x: te.Tensor, span: Window, value: Any, depth: int = 0) -> te.Tensor:
 
     def element(*i: Any) -> Any:
         at = [p - b for p, b in zip(i[1:-1], span.begin, strict=True)]
-        inside = [test for p, s, b, e in zip(at, size, span.begin, span.end, strict=True)
-                  for test in (*([p >= 0] if b > 0 else []), *([p < s] if e > 0 else []))]
+        inside = [
+            test
+            for p, s, b, e in zip(at, size, span.begin, span.end, strict=True)
+            for test in (*([p >= 0] if b > 0 else []), *([p < s] if e > 0 else []))
+        ]
         inside += [i[-1] < c] if c < depth else []
         return tirx.if_then_else(tirx.all(*inside), x[(i[0], *at, i[-1])], value)
 
     return te.compute((n, *shape, max(c, depth)), element, name="pad", attrs={"graphc.role": "pad"})
 
 
-def accumulate(conv: Convolution, x: te.Tensor, weights: te.Tensor, dtype: str, pad_value: Any, shift: int = 0) -> te.Tensor:
-    """The sums of (x + shift) * w, (N, *output, blocks, block) when dense, else (N, *output, O), in `dtype`."""
+def accumulate(
+    conv: Convolution, x: te.Tensor, weights: te.Tensor, dtype: str, pad_value: Any, shift: int = 0
+) -> te.Tensor:
+    """Sums of (x + shift) * w in `dtype`: (N, *output, blocks, block) when dense, else (N, *output, O)."""
     span = conv.window
     source = padded(x, span, pad_value, conv.depth if conv.kind == "dense" else 0)
     taps = [te.reduce_axis((0, k), f"k{axis}") for axis, k in enumerate(span.kernel)]
@@ -134,19 +162,32 @@ def accumulate(conv: Convolution, x: te.Tensor, weights: te.Tensor, dtype: str, 
 
     if conv.kind == "depthwise":
         multiplier = conv.filters // conv.channels
-        return te.compute((n, *span.output, conv.filters),
-                          lambda *i: te.sum(shifted(source[(i[0], *at(i), i[-1] // multiplier)]) * weights[(*taps, i[-1])].astype(dtype), axis=taps),
-                          name="conv", attrs=attributes)
+        return te.compute(
+            (n, *span.output, conv.filters),
+            lambda *i: te.sum(
+                shifted(source[(i[0], *at(i), i[-1] // multiplier)]) * weights[(*taps, i[-1])].astype(dtype), axis=taps
+            ),
+            name="conv",
+            attrs=attributes,
+        )
     c = te.reduce_axis((0, conv.channels // conv.groups), "c")
     if conv.kind == "grouped":
         inner, outer = conv.channels // conv.groups, conv.filters // conv.groups
-        return te.compute((n, *span.output, conv.filters),
-                          lambda *i: te.sum(shifted(source[(i[0], *at(i), i[-1] // outer * inner + c)]) * weights[(*taps, c, i[-1])].astype(dtype), axis=[*taps, c]),
-                          name="conv", attrs=attributes)
+        return te.compute(
+            (n, *span.output, conv.filters),
+            lambda *i: te.sum(
+                shifted(source[(i[0], *at(i), i[-1] // outer * inner + c)]) * weights[(*taps, c, i[-1])].astype(dtype),
+                axis=[*taps, c],
+            ),
+            name="conv",
+            attrs=attributes,
+        )
 
     def term(*i: Any) -> Any:
         place = (c, i[-1]) if conv.step == 1 else (c // conv.step, i[-1], c % conv.step)
-        return te.sum(shifted(source[(i[0], *at(i), c)]) * weights[(i[-2], *taps, *place)].astype(dtype), axis=[*taps, c])
+        return te.sum(
+            shifted(source[(i[0], *at(i), c)]) * weights[(i[-2], *taps, *place)].astype(dtype), axis=[*taps, c]
+        )
 
     return te.compute((n, *span.output, conv.blocks, conv.block), term, name="conv", attrs=attributes)
 
@@ -178,7 +219,9 @@ def conv(state: Lowering, node: Node) -> Sequence[Any]:
 
     def define(x: te.Tensor, weights: te.Tensor, *bias: te.Tensor) -> te.Tensor:
         acc = accumulate(shape, x, weights, dtype, tirx.const(0, dtype))
-        return te.compute(output, lambda *i: sum_at(shape, acc, i) + bias[0][i[-1]] if bias else sum_at(shape, acc, i), name="out")
+        return te.compute(
+            output, lambda *i: sum_at(shape, acc, i) + bias[0][i[-1]] if bias else sum_at(shape, acc, i), name="out"
+        )
 
     return [state.emit(define, *operands, name="conv", pattern=OUT_FUSIBLE)]
 
@@ -203,21 +246,28 @@ class TransposedConvolution:
         return np.ascontiguousarray(weights.transpose(*range(2, weights.ndim), 0, 1))
 
     def sums(self, x: te.Tensor, w: te.Tensor, filters: int, dtype: str, x_zero_point: int = 0) -> te.Tensor:
-        """The accumulator (N, *output, O): each position visits the taps whose input position is a whole number inside."""
+        """The accumulator (N, *output, O): each position visits the taps that meet an input element."""
         taps = [te.reduce_axis((0, k), f"k{axis}") for axis, k in enumerate(self.kernel)]
         c = te.reduce_axis((0, self.inner), "c")
 
         def term(*i: Any) -> Any:
             scaled = [p + b - t * d for p, b, t, d in zip(i[1:-1], self.begin, taps, self.dilations, strict=True)]
             at = [tirx.floordiv(q, s) for q, s in zip(scaled, self.strides, strict=True)]
-            valid = [test for q, a, s, limit in zip(scaled, at, self.strides, self.size, strict=True)
-                     for test in (q >= 0, a < limit, *([tirx.floormod(q, s) == 0] if s > 1 else []))]
+            valid = [
+                test
+                for q, a, s, limit in zip(scaled, at, self.strides, self.size, strict=True)
+                for test in (q >= 0, a < limit, *([tirx.floormod(q, s) == 0] if s > 1 else []))
+            ]
             channel = i[-1] // self.outer * self.inner + c
             value = x[(i[0], *at, channel)].astype(dtype)
             value = value - tirx.const(x_zero_point, dtype) if x_zero_point else value
-            return tirx.if_then_else(tirx.all(*valid), value * w[(*taps, channel, i[-1] % self.outer)].astype(dtype), tirx.const(0, dtype))
+            return tirx.if_then_else(
+                tirx.all(*valid), value * w[(*taps, channel, i[-1] % self.outer)].astype(dtype), tirx.const(0, dtype)
+            )
 
-        return te.compute((x.shape[0], *self.output, filters), lambda *i: te.sum(term(*i), axis=[*taps, c]), name="conv_transpose")
+        return te.compute(
+            (x.shape[0], *self.output, filters), lambda *i: te.sum(term(*i), axis=[*taps, c]), name="conv_transpose"
+        )
 
 
 def transposed_convolution(state: Lowering, node: Node) -> TransposedConvolution:
@@ -226,8 +276,16 @@ def transposed_convolution(state: Lowering, node: Node) -> TransposedConvolution
     _, *output, filters = state.type(node.outputs[0]).dims
     kernel = state.type(node.inputs[1]).dims[2:]
     rank, groups = len(size), node.get_int("group", 1)
-    return TransposedConvolution(tuple(size), tuple(output), kernel, node.get_ints("strides", (1,) * rank), node.get_ints("dilations", (1,) * rank),
-                                 transposed_begin(node, size, output, kernel), channels // groups, filters // groups)
+    return TransposedConvolution(
+        tuple(size),
+        tuple(output),
+        kernel,
+        node.get_ints("strides", (1,) * rank),
+        node.get_ints("dilations", (1,) * rank),
+        transposed_begin(node, size, output, kernel),
+        channels // groups,
+        filters // groups,
+    )
 
 
 @computes("graphc.nhwc", "ConvTranspose")
@@ -241,8 +299,12 @@ def conv_transpose(state: Lowering, node: Node) -> Sequence[Any]:
         packed = state.parameter(shape.pack(weights), node.inputs[1])
     else:
         order = (*range(2, len(output)), 0, 1)
-        packed = state.emit(lambda w: te.compute([w.shape[a] for a in order], lambda *i: w[(i[-2], i[-1], *i[:-2])], name="pack"),
-                            state.value(node.inputs[1]), name="pack", pattern=OPAQUE)
+        packed = state.emit(
+            lambda w: te.compute([w.shape[a] for a in order], lambda *i: w[(i[-2], i[-1], *i[:-2])], name="pack"),
+            state.value(node.inputs[1]),
+            name="pack",
+            pattern=OPAQUE,
+        )
     bias = [state.value(node.inputs[2])] if len(node.inputs) > 2 and node.inputs[2] else []
 
     def define(x: te.Tensor, w: te.Tensor, *bias: te.Tensor) -> te.Tensor:
@@ -253,13 +315,15 @@ def conv_transpose(state: Lowering, node: Node) -> Sequence[Any]:
 
 
 def transposed_begin(node: Node, size: Sequence[int], output: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
-    """How far before the first input position the output begins, per axis (ONNX ConvTranspose: pads, or derived from output_shape)."""
+    """How far before the first input position the output begins, per axis: pads, or what output_shape implies."""
     rank = len(size)
     strides, dilations = node.get_ints("strides", (1,) * rank), node.get_ints("dilations", (1,) * rank)
     extra = node.get_ints("output_padding", (0,) * rank)
     mode = node.get_str("auto_pad", "NOTSET")
     if "output_shape" not in node.attributes and mode in ("NOTSET", "VALID"):
         return node.get_ints("pads", (0,) * (2 * rank))[:rank] if mode == "NOTSET" else (0,) * rank
-    full = [s * (n - 1) + e + (k - 1) * d + 1 for s, n, e, k, d in zip(strides, size, extra, kernel, dilations, strict=True)]
+    full = [
+        s * (n - 1) + e + (k - 1) * d + 1 for s, n, e, k, d in zip(strides, size, extra, kernel, dilations, strict=True)
+    ]
     total = [f - o for f, o in zip(full, output, strict=True)]
     return tuple(t // 2 if mode == "SAME_UPPER" else t - t // 2 for t in total)

@@ -1,6 +1,6 @@
-"""Between stored and computed numbers: quantize, dequantize, and the decoders of compressed weights.
+"""Between stored and computed numbers: quantize, dequantize, and decoders of compressed weights.
 
-Constants of fewer than 8 bits stay packed in memory, least significant bits first, and are unpacked where they are read.
+Constants of fewer than 8 bits stay packed in memory, lowest bits first, and are unpacked where they are read.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,12 @@ def packed_bytes(array: Array) -> Array:
     per_byte = 8 // bits
     padded = np.pad(codes, (0, -len(codes) % per_byte)).reshape(-1, per_byte)
     shifted = padded << (np.arange(per_byte, dtype=np.uint8) * np.uint8(bits))
-    return np.bitwise_or.reduce(shifted, axis=1).astype(np.uint8)
+    return np.asarray(np.bitwise_or.reduce(shifted, axis=1), np.uint8)
+
+
+def limits(dtype: np.dtype[Any]) -> tuple[int, int]:
+    """The smallest and largest value of an integer type."""
+    return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
 
 
 def _flat(i: Sequence[Any], shape: Sequence[int]) -> Any:
@@ -47,14 +52,20 @@ def stored(state: Lowering, name: str) -> tuple[Any, Callable[[te.Tensor], Eleme
         return state.value(name), lambda tensor: lambda i: tensor[tuple(i)].astype("int32")
     array = state.constant(name)
     if array is None:
-        raise UnsupportedError(f"value '{name}'", f"{kind.dtype.name} values computed at run time.", "Only constants may have fewer than 8 bits.")
+        raise UnsupportedError(
+            f"value '{name}'",
+            f"{kind.dtype.name} values computed at run time.",
+            "Only constants may have fewer than 8 bits.",
+        )
     signed = not kind.dtype.name.startswith("u")
     per_byte, mask, sign = 8 // bits, (1 << bits) - 1, 1 << (bits - 1)
 
     def reader(tensor: te.Tensor) -> Element:
         def read(i: Sequence[Any]) -> Any:
             position = _flat(i, kind.dims)
-            code = (tensor[position // per_byte].astype("int32") >> (position % per_byte * bits).astype("int32")) & const(mask)
+            code = (
+                tensor[position // per_byte].astype("int32") >> (position % per_byte * bits).astype("int32")
+            ) & const(mask)
             return (code ^ const(sign)) - const(sign) if signed else code
 
         return read
@@ -62,8 +73,10 @@ def stored(state: Lowering, name: str) -> tuple[Any, Callable[[te.Tensor], Eleme
     return state.parameter(packed_bytes(array), name), reader
 
 
-def _parameter_index(node: Node, x: Sequence[int], parameters: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """Where the scale and zero point of element i lie: one for all, one per index of the axis, or one per block along it."""
+def _parameter_index(
+    node: Node, x: Sequence[int], parameters: Sequence[int]
+) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """Where the scale and zero point of element i lie: one for all, one per index of the axis, or per block of it."""
     block = node.get_int("block_size", 0)
     if not parameters or (len(parameters) == 1 and parameters[0] == 1 and not block):
         return lambda i: (0,) * len(parameters)
@@ -105,16 +118,22 @@ def quantize(state: Lowering, node: Node) -> Sequence[Any]:
     """y = saturate(rint(x / scale) + zero_point), the sum in integers."""
     x, y = state.type(node.inputs[0]), state.type(node.outputs[0])
     if y.dtype.kind not in "iu" or y.bits < 8 or x.dtype.name != "float32":
-        raise UnsupportedError(node.label, f"quantizing {x.dtype.name} to {y.dtype.name} has no kernel.", "Use float32 and integers of 8 or 16 bits.")
+        raise UnsupportedError(
+            node.label,
+            f"quantizing {x.dtype.name} to {y.dtype.name} has no kernel.",
+            "Use float32 and integers of 8 or 16 bits.",
+        )
     at = _parameter_index(node, x.dims, state.type(node.inputs[1]).dims)
-    low, high = int(np.iinfo(y.dtype).min), int(np.iinfo(y.dtype).max)
+    low, high = limits(y.dtype)
     operands = [state.value(name) for name in node.inputs if name]
 
     def define(values: te.Tensor, scales: te.Tensor, *zeros: te.Tensor) -> te.Tensor:
         def element(*i: Any) -> Any:
             rounded = tirx.nearbyint(values[tuple(i)] / scales[at(i)])
             # Bounds that keep the conversion to int32 defined; the sum is clamped exactly afterwards.
-            bounded = tirx.min(tirx.max(rounded, const(-(2.0**24), "float32")), const(2.0**24, "float32")).astype("int32")
+            bounded = tirx.min(tirx.max(rounded, const(-(2.0**24), "float32")), const(2.0**24, "float32")).astype(
+                "int32"
+            )
             total = bounded + zeros[0][at(i)].astype("int32") if zeros else bounded
             return tirx.min(tirx.max(total, const(low)), const(high)).astype(y.dtype.name)
 
@@ -131,7 +150,9 @@ def lookup(state: Lowering, node: Node) -> Sequence[Any]:
     if packed is None:
         raise UnsupportedError(node.label, "packed indices that are computed at run time.", "They must be constant.")
     crosses = 8 % bits != 0
-    stream = state.parameter(np.pad(packed, (0, 1)) if crosses else packed, node.inputs[1])  # a field may end in the byte after the last
+    stream = state.parameter(
+        np.pad(packed, (0, 1)) if crosses else packed, node.inputs[1]
+    )  # a field may end in the byte after the last
 
     def define(codebook: te.Tensor, codes: te.Tensor) -> te.Tensor:
         def element(*i: Any) -> Any:
@@ -149,20 +170,31 @@ def lookup(state: Lowering, node: Node) -> Sequence[Any]:
 def sparse_to_dense(state: Lowering, node: Node) -> Sequence[Any]:
     """y = 0 where the mask is clear, the next value where it is set.
 
-    The number of values before each run of SPARSE_RUN elements is counted at compile time, so that runs are independent.
+    How many values precede each run of SPARSE_RUN elements is counted at compile time, so runs are independent.
     """
     kind = state.type(node.outputs[0])
     mask = state.constant(node.inputs[0])
     if mask is None:
         raise UnsupportedError(node.label, "a mask that is computed at run time.", "It must be constant.")
     size = kind.size
-    bits = np.unpackbits(mask.reshape(-1), bitorder="little")[:size]
+    bits = np.unpackbits(mask.reshape(-1).astype(np.uint8), bitorder="little")[:size]
     runs = -(-size // SPARSE_RUN)
     counts = np.pad(bits, (0, runs * SPARSE_RUN - size)).reshape(runs, SPARSE_RUN).sum(axis=1)
     before = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int32)
     stream = np.pad(mask.reshape(-1), (0, runs * SPARSE_RUN // 8 - mask.size))
-    operands = [state.parameter(stream, node.inputs[0]), state.value(node.inputs[1]), state.parameter(before, f"{node.inputs[0]}.before")]
-    return [state.emit_function(_sparse_function(size, runs, state.type(node.inputs[1]).dims[0], kind.dtype.name), operands, kind, name="sparse_to_dense")]
+    operands = [
+        state.parameter(stream, node.inputs[0]),
+        state.value(node.inputs[1]),
+        state.parameter(before, f"{node.inputs[0]}.before"),
+    ]
+    return [
+        state.emit_function(
+            _sparse_function(size, runs, state.type(node.inputs[1]).dims[0], kind.dtype.name),
+            operands,
+            kind,
+            name="sparse_to_dense",
+        )
+    ]
 
 
 def _sparse_function(size: int, runs: int, stored_values: int, dtype: str) -> Any:
@@ -177,10 +209,21 @@ def _sparse_function(size: int, runs: int, stored_values: int, dtype: str) -> An
         def element(e: Any) -> Any:
             at = task * SPARSE_RUN + e
             bit = (mask[at // 8].astype("int32") >> (at % 8)) & const(1)
-            taken = sequence([tirx.BufferStore(dense, values[next_value[0]], [at]), tirx.BufferStore(next_value, next_value[0] + 1, [const(0)])])
+            taken = sequence(
+                [
+                    tirx.BufferStore(dense, values[next_value[0]], [at]),
+                    tirx.BufferStore(next_value, next_value[0] + 1, [const(0)]),
+                ]
+            )
             decoded = tirx.IfThenElse(bit == 1, taken, tirx.BufferStore(dense, const(0, dtype), [at]))
             return decoded if size % SPARSE_RUN == 0 else tirx.IfThenElse(at < size, decoded, None)
 
-        return sequence([tirx.AllocBuffer(next_value), tirx.BufferStore(next_value, before[task], [const(0)]), loop("e", 0, SPARSE_RUN, element)])
+        return sequence(
+            [
+                tirx.AllocBuffer(next_value),
+                tirx.BufferStore(next_value, before[task], [const(0)]),
+                loop("e", 0, SPARSE_RUN, element),
+            ]
+        )
 
     return function([mask, values, before, dense], None, [tasks(runs, run)])

@@ -1,4 +1,4 @@
-"""Elementwise operators whose TVM converters do more than is asked: bounds and activations as plain minima and maxima."""
+"""Elementwise operators whose TVM converters do more than is asked."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,13 +17,21 @@ def clip(state: Lowering, node: Node) -> Sequence[Any]:
     dtype = state.type(node.inputs[0]).dtype.name
     if any(name and array is None for name, array in zip(bounds, arrays, strict=True)):
         operands = [state.value(name) for name in bounds if name]
-        return [state.emit(lambda x, *b: _clipped(x, [b[0] if bounds[0] else None, b[-1] if bounds[1] else None]), state.value(node.inputs[0]), *operands,
-                           name="clip")]
+        return [
+            state.emit(
+                lambda x, *b: _clipped(x, [b[0] if bounds[0] else None, b[-1] if bounds[1] else None]),
+                state.value(node.inputs[0]),
+                *operands,
+                name="clip",
+            )
+        ]
 
     def limit(array: Array | None) -> Any:
         return None if array is None else tirx.const(array.reshape(()).item(), dtype)
 
-    return [state.emit(lambda x: _clipped(x, [limit(array) for array in arrays]), state.value(node.inputs[0]), name="clip")]
+    return [
+        state.emit(lambda x: _clipped(x, [limit(array) for array in arrays]), state.value(node.inputs[0]), name="clip")
+    ]
 
 
 def _clipped(x: te.Tensor, bounds: Sequence[Any]) -> te.Tensor:

@@ -12,9 +12,11 @@ import numpy as np
 from tvm import te, tirx
 
 from graphc.backends import compute_conv, compute_matmul
+from graphc.backends.compute_decode import limits
 from graphc.backends.compute_pool import counts, pool_window, window_sum
 from graphc.backends.dot import dot_product
 from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
+from graphc.backends.tiles import channel_block
 from graphc.errors import UnsupportedError
 from graphc.ir import Array, Node
 
@@ -48,7 +50,7 @@ def _centered_weights(state: Lowering, node: Node, position: int, channel_axis: 
         assert offsets is not None
         shape = [1] * weights.ndim
         shape[channel_axis] = -1
-        wide = wide - (offsets.reshape(shape) if offsets.size > 1 else offsets.reshape(()))
+        wide = wide - (offsets.reshape(shape) if offsets.size > 1 else offsets.reshape(())).astype(np.int32)
     fits = int(wide.min(initial=0)) >= -128 and int(wide.max(initial=0)) <= 127
     return wide.astype(np.int8 if fits else np.int16)
 
@@ -74,15 +76,24 @@ def conv(state: Lowering, node: Node) -> Sequence[Any]:
     # Dense kernels add plain products and pad with the zero point; the others skip padding, so they must subtract it.
     shift = dot.shift(state.type(node.inputs[0]).dtype) if shape.kind == "dense" else -zero_point
     weights = weights.astype(dot.weights if shape.kind == "dense" else weights.dtype)
-    bias = _per_channel(_constant(state, node, 2), shape.filters) - (zero_point + shift) * weights.reshape(shape.filters, -1).astype(np.int64).sum(axis=1)
-    operands = [state.parameter(compute_conv.pack(shape, weights), node.inputs[1]), state.parameter(bias.astype(np.int32), node.inputs[2]),
-                state.parameter(_per_channel(_constant(state, node, 3), shape.filters), node.inputs[3])]
+    bias = _per_channel(_constant(state, node, 2), shape.filters) - (zero_point + shift) * weights.reshape(
+        shape.filters, -1
+    ).astype(np.int64).sum(axis=1)
+    operands = [
+        state.parameter(compute_conv.pack(shape, weights), node.inputs[1]),
+        state.parameter(bias.astype(np.int32), node.inputs[2]),
+        state.parameter(_per_channel(_constant(state, node, 3), shape.filters), node.inputs[3]),
+    ]
     dtype = state.type(node.inputs[0]).dtype.name
     output = state.type(node.outputs[0]).dims
 
     def define(x: te.Tensor, w: te.Tensor, bias: te.Tensor, scale: te.Tensor) -> te.Tensor:
         acc = compute_conv.accumulate(shape, x, w, "int32", tirx.const(zero_point, dtype), shift)
-        return te.compute(output, lambda *i: requantized(state, node, compute_conv.sum_at(shape, acc, i) + bias[i[-1]], scale[i[-1]]), name="out")
+        return te.compute(
+            output,
+            lambda *i: requantized(state, node, compute_conv.sum_at(shape, acc, i) + bias[i[-1]], scale[i[-1]]),
+            name="out",
+        )
 
     return [state.emit(define, state.value(node.inputs[0]), *operands, name="conv_int8", pattern=OUT_FUSIBLE)]
 
@@ -93,10 +104,17 @@ def conv_transpose(state: Lowering, node: Node) -> Sequence[Any]:
     shape = compute_conv.transposed_convolution(state, node)
     output = state.type(node.outputs[0]).dims
     if len(node.inputs) > 4 and node.inputs[4] and state.type(node.inputs[4]).size > 1 and shape.outer != output[-1]:
-        raise UnsupportedError(node.label, "grouped transposed convolution with one weight zero point per channel.", "Use symmetric weights.")
+        raise UnsupportedError(
+            node.label,
+            "grouped transposed convolution with one weight zero point per channel.",
+            "Use symmetric weights.",
+        )
     weights = _centered_weights(state, node, 4, 1)
-    operands = [state.parameter(shape.pack(weights), node.inputs[1]), state.parameter(_per_channel(_constant(state, node, 2), output[-1]), node.inputs[2]),
-                state.parameter(_per_channel(_constant(state, node, 3), output[-1]), node.inputs[3])]
+    operands = [
+        state.parameter(shape.pack(weights), node.inputs[1]),
+        state.parameter(_per_channel(_constant(state, node, 2), output[-1]), node.inputs[2]),
+        state.parameter(_per_channel(_constant(state, node, 3), output[-1]), node.inputs[3]),
+    ]
 
     def define(x: te.Tensor, w: te.Tensor, bias: te.Tensor, scale: te.Tensor) -> te.Tensor:
         acc = shape.sums(x, w, output[-1], "int32", node.get_int("x_zero_point", 0))
@@ -112,7 +130,13 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
     if len(a) < 2 or len(b) < 2:
         raise UnsupportedError(node.label, "integer products of vectors.", "Reshape the operands to matrices.")
     output = state.type(node.outputs[0]).dims
-    product = compute_matmul.Product(tuple(np.broadcast_shapes(a[:-2], b[:-2])), a[-2], a[-1], b[-1], compute_matmul.channel_block(state.target, b[-1]))
+    product = compute_matmul.Product(
+        tuple(np.broadcast_shapes(a[:-2], b[:-2])),
+        a[-2],
+        a[-1],
+        b[-1],
+        channel_block(state.target, b[-1]),
+    )
     zero_points = (node.get_int("a_zero_point", 0), node.get_int("b_zero_point", 0))
     offsets = _per_channel(_constant(state, node, 2), b[-1]) if node.inputs[2] else np.zeros(b[-1], np.int32)
     weights = state.constant(node.inputs[1])
@@ -162,8 +186,12 @@ def add(state: Lowering, node: Node) -> Sequence[Any]:
 
     def define(a: te.Tensor, b: te.Tensor) -> te.Tensor:
         def element(*i: Any) -> Any:
-            left = centered(_broadcast(a, i), node.get_int("a_zero_point", 0)) * tirx.const(node.get_int("a_multiplier", 0), "int32")
-            right = centered(_broadcast(b, i), node.get_int("b_zero_point", 0)) * tirx.const(node.get_int("b_multiplier", 0), "int32")
+            left = centered(_broadcast(a, i), node.get_int("a_zero_point", 0)) * tirx.const(
+                node.get_int("a_multiplier", 0), "int32"
+            )
+            right = centered(_broadcast(b, i), node.get_int("b_zero_point", 0)) * tirx.const(
+                node.get_int("b_multiplier", 0), "int32"
+            )
             total = (left + right + tirx.const(1 << (shift - 1), "int32")) >> tirx.const(shift, "int32")
             stored = total + tirx.const(zero_point, "int32")
             return tirx.min(tirx.max(stored, tirx.const(low, "int32")), tirx.const(high, "int32")).astype(dtype)
@@ -181,7 +209,9 @@ def multiply(state: Lowering, node: Node) -> Sequence[Any]:
 
     def define(a: te.Tensor, b: te.Tensor) -> te.Tensor:
         def element(*i: Any) -> Any:
-            product = centered(_broadcast(a, i), node.get_int("a_zero_point", 0)) * centered(_broadcast(b, i), node.get_int("b_zero_point", 0))
+            product = centered(_broadcast(a, i), node.get_int("a_zero_point", 0)) * centered(
+                _broadcast(b, i), node.get_int("b_zero_point", 0)
+            )
             return requantized(state, node, product, tirx.const(scale, "float32"))
 
         return te.compute(output, element, name="multiply_int8")
@@ -192,7 +222,7 @@ def multiply(state: Lowering, node: Node) -> Sequence[Any]:
 @computes(DOMAIN, "Table")
 def table(state: Lowering, node: Node) -> Sequence[Any]:
     """y = table[x - smallest value of x's type]."""
-    offset = int(np.iinfo(state.type(node.inputs[0]).dtype).min)
+    offset = limits(state.type(node.inputs[0]).dtype)[0]
     entries = state.parameter(_constant(state, node, 1), node.inputs[1])
 
     def define(x: te.Tensor, entries: te.Tensor) -> te.Tensor:
@@ -231,8 +261,16 @@ def mean(state: Lowering, node: Node) -> Sequence[Any]:
             kept = iter(i if len(i) < len(dims) else [p for axis, p in enumerate(i) if axis not in reduced])
             return [reduced[axis] if axis in reduced else next(kept) for axis in range(len(dims))]
 
-        total = te.compute(output, lambda *i: te.sum(x[tuple(at(i))].astype("int32"), axis=list(reduced.values())), name="mean_sum")
-        return te.compute(output, lambda *i: requantized(state, node, total[i] - tirx.const(correction, "int32"), tirx.const(scale, "float32")), name="out")
+        total = te.compute(
+            output, lambda *i: te.sum(x[tuple(at(i))].astype("int32"), axis=list(reduced.values())), name="mean_sum"
+        )
+        return te.compute(
+            output,
+            lambda *i: requantized(
+                state, node, total[i] - tirx.const(correction, "int32"), tirx.const(scale, "float32")
+            ),
+            name="out",
+        )
 
     return [state.emit(define, state.value(node.inputs[0]), name="mean_int8", pattern=OUT_FUSIBLE)]
 
@@ -252,9 +290,17 @@ def softmax(state: Lowering, node: Node) -> Sequence[Any]:
 
         k, r = te.reduce_axis((0, dims[axis]), "k"), te.reduce_axis((0, dims[axis]), "r")
         top = te.compute(outer, lambda *i: te.max(x[at(i, k)], axis=k), name="softmax_max")
-        weight = te.compute(dims, lambda *i: entries[centered(top[(*i[:axis], *i[axis + 1 :])], 0) - centered(x[i], 0)], name="softmax_weight")
+        weight = te.compute(
+            dims,
+            lambda *i: entries[centered(top[(*i[:axis], *i[axis + 1 :])], 0) - centered(x[i], 0)],
+            name="softmax_weight",
+        )
         total = te.compute(outer, lambda *i: te.sum(weight[at(i, r)], axis=r), name="softmax_sum")
-        factor = te.compute(outer, lambda *i: tirx.const(scale, "float32") / total[i].astype("float32"), name="softmax_factor")
-        return te.compute(dims, lambda *i: requantized(state, node, weight[i], factor[(*i[:axis], *i[axis + 1 :])]), name="out")
+        factor = te.compute(
+            outer, lambda *i: tirx.const(scale, "float32") / total[i].astype("float32"), name="softmax_factor"
+        )
+        return te.compute(
+            dims, lambda *i: requantized(state, node, weight[i], factor[(*i[:axis], *i[axis + 1 :])]), name="out"
+        )
 
     return [state.emit(define, state.value(node.inputs[0]), entries, name="softmax_int8", pattern=OPAQUE)]

@@ -1,6 +1,6 @@
 """Matrix products: y[..., m, n] = sum over k of a[..., m, k] * b[..., k, n] (+ bias), b packed in runs of n.
 
-    packed b[*batch, N / block, K, block], or b[*batch, N / block, K / step, block, step] for integer dot products
+packed b[*batch, N / block, K, block], or b[*batch, N / block, K / step, block, step] for integer dot products
 """
 
 import json
@@ -34,8 +34,18 @@ class Product:
 
     def description(self, transposed: bool) -> str:
         """What the schedule rules read from the anchor's annotation."""
-        return json.dumps({"kind": "matmul", "batch": self.batch, "rows": self.rows, "inner": self.inner, "columns": self.columns, "block": self.block,
-                           "step": self.step, "transposed": transposed})
+        return json.dumps(
+            {
+                "kind": "matmul",
+                "batch": self.batch,
+                "rows": self.rows,
+                "inner": self.inner,
+                "columns": self.columns,
+                "block": self.block,
+                "step": self.step,
+                "transposed": transposed,
+            }
+        )
 
 
 def pack(product: Product, b: Array) -> Array:
@@ -45,7 +55,9 @@ def pack(product: Product, b: Array) -> Array:
     blocked = padded.reshape(*b.shape[:-1], product.blocks, product.block)
     runs = np.moveaxis(blocked, -2, -3)
     if product.step > 1:
-        runs = np.swapaxes(runs.reshape(*runs.shape[:-2], product.inner // product.step, product.step, product.block), -1, -2)
+        runs = np.swapaxes(
+            runs.reshape(*runs.shape[:-2], product.inner // product.step, product.step, product.block), -1, -2
+        )
     return np.ascontiguousarray(runs)
 
 
@@ -57,12 +69,23 @@ def packed_on_the_fly(product: Product, b: te.Tensor, transposed: bool = False) 
     def element(*i: Any) -> Any:
         column = i[rank] * product.block + i[rank + 2]
         value = b[(*i[:rank], column, i[rank + 1])] if transposed else b[(*i[:rank], i[rank + 1], column)]
-        return value if product.columns % product.block == 0 else tirx.if_then_else(column < product.columns, value, tirx.const(0, b.dtype))
+        return (
+            value
+            if product.columns % product.block == 0
+            else tirx.if_then_else(column < product.columns, value, tirx.const(0, b.dtype))
+        )
 
     return te.compute((*batch, product.blocks, product.inner, product.block), element, name="pack")
 
 
-def accumulate(product: Product, a: te.Tensor, b: te.Tensor, dtype: str, transposed_a: bool = False, zero_points: tuple[int, int] = (0, 0)) -> te.Tensor:
+def accumulate(
+    product: Product,
+    a: te.Tensor,
+    b: te.Tensor,
+    dtype: str,
+    transposed_a: bool = False,
+    zero_points: tuple[int, int] = (0, 0),
+) -> te.Tensor:
     """The sums (*batch, M, blocks, block) in `dtype`; a (*, M, K) and packed b broadcast over the batch as numpy does.
 
     `zero_points` are subtracted from a's and b's elements (integers only).
@@ -83,7 +106,12 @@ def accumulate(product: Product, a: te.Tensor, b: te.Tensor, dtype: str, transpo
         right = right - tirx.const(zero_points[1], dtype) if zero_points[1] else right
         return te.sum(left * right, axis=k)
 
-    return te.compute((*product.batch, product.rows, product.blocks, product.block), term, name="matmul", attrs={"graphc.anchor": product.description(transposed_a)})
+    return te.compute(
+        (*product.batch, product.rows, product.blocks, product.block),
+        term,
+        name="matmul",
+        attrs={"graphc.anchor": product.description(transposed_a)},
+    )
 
 
 def sum_at(product: Product, acc: te.Tensor, i: Sequence[Any]) -> Any:
@@ -96,7 +124,9 @@ def right_operand(state: Lowering, product: Product, name: str, transposed: bool
     array = state.constant(name)
     if array is not None:
         return state.parameter(pack(product, np.swapaxes(array, -1, -2) if transposed else array), name)
-    return state.emit(lambda b: packed_on_the_fly(product, b, transposed), state.value(name), name="pack", pattern=OPAQUE)
+    return state.emit(
+        lambda b: packed_on_the_fly(product, b, transposed), state.value(name), name="pack", pattern=OPAQUE
+    )
 
 
 @computes("", "MatMul")
@@ -108,12 +138,12 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
     batch = np.broadcast_shapes(a[:-2], b[:-2])
     columns = b[-1] if columns_given else 1
     product = Product(tuple(batch), a[-2] if rows_given else 1, a[-1], columns, channel_block(state.target, columns))
-    left = _matrix(state, node.inputs[0], (1, *a)) if not rows_given else state.value(node.inputs[0])
+    left = _matrix(state, node.inputs[0], (1, a[0])) if not rows_given else state.value(node.inputs[0])
     array = state.constant(node.inputs[1])
     if array is not None:
         right = state.parameter(pack(product, array if columns_given else array[:, None]), node.inputs[1])
     else:
-        expression = state.value(node.inputs[1]) if columns_given else _matrix(state, node.inputs[1], (*b, 1))
+        expression = state.value(node.inputs[1]) if columns_given else _matrix(state, node.inputs[1], (b[0], 1))
         right = state.emit(lambda t: packed_on_the_fly(product, t), expression, name="pack", pattern=OPAQUE)
     output = state.type(node.outputs[0]).dims
 
@@ -134,7 +164,12 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
 def _matrix(state: Lowering, name: str, shape: tuple[int, int]) -> Any:
     """A vector as a matrix (a small copy)."""
     along = 1 if shape[0] == 1 else 0
-    return state.emit(lambda x: te.compute(shape, lambda *i: x[i[along]], name="matrix"), state.value(name), name="matrix", pattern=OPAQUE)
+    return state.emit(
+        lambda x: te.compute(shape, lambda *i: x[i[along]], name="matrix"),
+        state.value(name),
+        name="matrix",
+        pattern=OPAQUE,
+    )
 
 
 @computes("", "Gemm")

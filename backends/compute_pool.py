@@ -21,13 +21,21 @@ def pool_window(state: Lowering, node: Node) -> Window:
 
 
 def counts(node: Node, span: Window, size: Sequence[int]) -> Array:
-    """Elements averaged at each output position (*output): inside the input, or its explicit padding where that counts."""
+    """Elements averaged at each output position: inside the input, or its explicit padding where that counts."""
     rank = len(size)
     include = bool(node.get_int("count_include_pad", 0))
-    explicit = node.get_ints("pads", (0,) * (2 * rank)) if node.get_str("auto_pad", "NOTSET") == "NOTSET" else (*span.begin, *(max(e, 0) for e in span.end))
+    explicit = (
+        node.get_ints("pads", (0,) * (2 * rank))
+        if node.get_str("auto_pad", "NOTSET") == "NOTSET"
+        else (*span.begin, *(max(e, 0) for e in span.end))
+    )
     total: Array = np.ones((), np.int64)
     for axis in range(rank):
-        at = np.arange(span.output[axis])[:, None] * span.strides[axis] + np.arange(span.kernel[axis]) * span.dilations[axis] - span.begin[axis]
+        at = (
+            np.arange(span.output[axis])[:, None] * span.strides[axis]
+            + np.arange(span.kernel[axis]) * span.dilations[axis]
+            - span.begin[axis]
+        )
         low = -span.begin[axis] if include else 0
         high = size[axis] + (explicit[rank + axis] if include else 0)
         total = np.multiply.outer(total, ((at >= low) & (at < high)).sum(axis=1))
@@ -36,8 +44,16 @@ def counts(node: Node, span: Window, size: Sequence[int]) -> Array:
 
 def described(kind: str, x: te.Tensor, span: Window, shift: int = 0) -> dict[str, str]:
     """What the schedule rules read from a pool's annotation."""
-    info = {"kind": kind, "input": [int(d) for d in x.shape], "output": span.output, "kernel": span.kernel, "strides": span.strides,
-            "dilations": span.dilations, "begin": span.begin, "shift": shift}
+    info = {
+        "kind": kind,
+        "input": [int(d) for d in x.shape],
+        "output": span.output,
+        "kernel": span.kernel,
+        "strides": span.strides,
+        "dilations": span.dilations,
+        "begin": span.begin,
+        "shift": shift,
+    }
     return {"graphc.anchor": json.dumps(info)}
 
 
@@ -66,8 +82,12 @@ def max_pool(state: Lowering, node: Node) -> Sequence[Any]:
     def define(x: te.Tensor) -> te.Tensor:
         source = padded(x, span, tirx.min_value(dtype))
         taps = [te.reduce_axis((0, k), f"k{axis}") for axis, k in enumerate(span.kernel)]
-        largest = te.compute(output, lambda *i: te.max(source[(i[0], *_at(span, taps, i), i[-1])], axis=taps), name="pool_max",
-                             attrs=described("pool_max", x, span))
+        largest = te.compute(
+            output,
+            lambda *i: te.max(source[(i[0], *_at(span, taps, i), i[-1])], axis=taps),
+            name="pool_max",
+            attrs=described("pool_max", x, span),
+        )
         return te.compute(output, lambda *i: largest[i], name="out")
 
     return [state.emit(define, state.value(node.inputs[0]), name="max_pool", pattern=OUT_FUSIBLE)]
@@ -78,7 +98,9 @@ def average_pool(state: Lowering, node: Node) -> Sequence[Any]:
     """Window sums times one over the number of elements at each position."""
     span, output = pool_window(state, node), state.type(node.outputs[0]).dims
     dtype = state.type(node.inputs[0]).dtype
-    reciprocal = (1.0 / counts(node, span, state.type(node.inputs[0]).dims[1:-1])).astype(dtype)
+    reciprocal = np.reciprocal(counts(node, span, state.type(node.inputs[0]).dims[1:-1]).astype(np.float64)).astype(
+        dtype
+    )
     uniform = bool((reciprocal == reciprocal.flat[0]).all())
     factors = [] if uniform else [state.parameter(reciprocal, "reciprocal_counts")]
 
@@ -93,7 +115,7 @@ def average_pool(state: Lowering, node: Node) -> Sequence[Any]:
 @computes("graphc.nhwc", "GlobalAveragePool", "GlobalMaxPool")
 def global_pool(state: Lowering, node: Node) -> Sequence[Any]:
     """Mean or maximum over all spatial positions, kept as size 1."""
-    n, *size, c = state.type(node.inputs[0]).dims
+    size = state.type(node.inputs[0]).dims[1:-1]
     output = state.type(node.outputs[0]).dims
     dtype = state.type(node.inputs[0]).dtype.name
 

@@ -11,10 +11,14 @@ from graphc.ir import Node
 
 @computes("", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 def view(state: Lowering, node: Node) -> Sequence[Any]:
-    """y = the bytes of x under another shape. Its kernel only states the types; `lower` turns the call into an alias."""
+    """y = the bytes of x under another shape; `lower` turns the call into an alias."""
     shape = state.type(node.outputs[0]).dims
 
     def reshape(x: te.Tensor) -> te.Tensor:
-        return topi.reshape(x, shape) if x.shape and shape else te.compute(shape, lambda *i: x[tuple(0 for _ in x.shape)], name="view")
+        return (
+            topi.reshape(x, shape)
+            if x.shape and shape
+            else te.compute(shape, lambda *i: x[tuple(0 for _ in x.shape)], name="view")
+        )
 
     return [state.emit(reshape, state.value(node.inputs[0]), name=ALIAS, pattern=OPAQUE)]

@@ -1,8 +1,8 @@
-"""Which dot-product instruction a target multiplies 8-bit integers with, and what it asks of the packed weights (no TVM).
+"""Which dot-product instruction a target multiplies 8-bit integers with, and how it wants weights packed (no TVM).
 
-    vnni    4 x uint8 * int8 -> int32 in one instruction; int8 activations are shifted by 128 first
-    madd    2 x int16 * int16 -> int32; 8-bit operands are widened, so nothing saturates (`vpmaddubsw` would)
-    plain   one product at a time in int32
+vnni    4 x uint8 * int8 -> int32 in one instruction; int8 activations are shifted by 128 first
+madd    2 x int16 * int16 -> int32; 8-bit operands are widened, so nothing saturates (`vpmaddubsw` would)
+plain   one product at a time in int32
 """
 
 from dataclasses import dataclass

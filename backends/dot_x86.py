@@ -19,7 +19,7 @@ _VPMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm
 
 
 def multiply_add(dot: Dot, acc: Any, x: Any, weights: Any, lanes: int, shift: int) -> Any:
-    """acc (int32 x lanes) plus the products of `dot.step` inputs x with `lanes` runs of weights; x + shift is unsigned."""
+    """acc (int32 x lanes) plus `dot.step` inputs x times `lanes` runs of weights; x + shift is unsigned."""
     if dot.kind == "vnni":
         word = tirx.reinterpret("int32", x)
         flipped = word ^ tirx.const(-0x7F7F7F80, "int32") if shift else word  # x ^ 0x80 = x + 128 as a byte

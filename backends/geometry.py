@@ -1,8 +1,12 @@
-"""The geometry that window kernels share: rows of output columns, tiles of a row, which taps of a tile lie inside (no TVM)."""
+"""The geometry of window kernels: rows of output columns, tiles of a row, which taps of a tile lie inside (no TVM)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TypeAlias
+
+Pattern: TypeAlias = tuple[tuple[int, ...], ...]
+"""For each tap across, which columns of a tile it reaches."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,12 @@ class Rows:
         at = column * self.stride + tap * self.dilation - self.begin
         return 0 <= at < self.width
 
-    def pattern(self, first: int, count: int) -> tuple[tuple[int, ...], ...]:
+    def pattern(self, first: int, count: int) -> Pattern:
         """For each tap across, which columns of a tile it reaches."""
         return tuple(tuple(p for p in range(count) if self.inside(first + p, tap)) for tap in range(self.taps))
 
-    def groups(self) -> Iterator[tuple[int, int, int, tuple[tuple[int, ...], ...]]]:
-        """(first column, number of tiles, columns in each, what each tap reaches): neighbours that are alike share a loop."""
+    def groups(self) -> Iterator[tuple[int, int, int, Pattern]]:
+        """(first column, tiles, columns in each, what each tap reaches): neighbours that are alike share a loop."""
         tiles = [(first, min(self.tile, self.columns - first)) for first in range(0, self.columns, self.tile)]
         for (count, pattern), group in groupby(tiles, lambda tile: (tile[1], self.pattern(*tile))):
             alike = list(group)

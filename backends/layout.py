@@ -50,7 +50,15 @@ class _Layouts:
     def shape(self, name: str) -> tuple[int, ...]:
         return (self.types.get(name) or self.graph.types[name]).dims
 
-    def emit(self, op: str, inputs: Sequence[str], output: str, kind: TensorType, attributes: dict[str, Attribute] | None = None, domain: str = "") -> str:
+    def emit(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        output: str,
+        kind: TensorType,
+        attributes: dict[str, Attribute] | None = None,
+        domain: str = "",
+    ) -> str:
         self.nodes.append(Node(op, tuple(inputs), (output,), attributes or {}, output, domain))
         self.types[output] = kind
         return output
@@ -91,7 +99,9 @@ class _Layouts:
             self.first.add(name)
         return name
 
-    def produce_last(self, node: Node, op: str, inputs: Sequence[str], attributes: dict[str, Attribute], domain: str) -> None:
+    def produce_last(
+        self, node: Node, op: str, inputs: Sequence[str], attributes: dict[str, Attribute], domain: str
+    ) -> None:
         """A node whose results are channels last; its results' own names are made when somebody asks."""
         outputs = tuple(f"{name}@last" if name else "" for name in node.outputs)
         self.nodes.append(Node(op, tuple(inputs), outputs, attributes, node.name, domain))
@@ -114,7 +124,7 @@ Rule = Callable[[_Layouts, Node], bool]
 
 
 def channels_last(graph: Graph) -> Graph:
-    """The same computation with convolutions, pools and what lies between them channels last. All shapes must be static."""
+    """The same computation with convolutions, pools and what lies between them channels last; shapes are static."""
     state = _Layouts(graph)
     state.constants.update(graph.constants)
     for name in (*graph.inputs, *graph.constants):
@@ -157,13 +167,21 @@ def _full_window(node: Node) -> bool:
     return node.get_int("storage_order", 0) == 0
 
 
-def _as_two_dimensional(state: _Layouts, node: Node, x: str, others: list[str], attributes: dict[str, Attribute], domain: str) -> bool:
+def _as_two_dimensional(
+    state: _Layouts, node: Node, x: str, others: list[str], attributes: dict[str, Attribute], domain: str
+) -> bool:
     """(N, L, C) -> (N, 1, L, C), a window of height 1, and back."""
     n, length, channels = state.types[x].dims
     flat = state.reshaped(x, (n, 1, length, channels), f"{node.outputs[0]}@in2d")
     if others and "Conv" in node.op:
         others[0] = _unsqueezed_weight(state, others[0])
-    for name, first in (("kernel_shape", 1), ("strides", 1), ("dilations", 1), ("output_padding", 0), ("output_shape", 1)):
+    for name, first in (
+        ("kernel_shape", 1),
+        ("strides", 1),
+        ("dilations", 1),
+        ("output_padding", 0),
+        ("output_shape", 1),
+    ):
         if name in attributes:
             attributes[name] = (first, *node.get_ints(name))
     if "pads" in attributes:
@@ -226,12 +244,13 @@ def _first_operand(state: _Layouts, node: Node) -> bool:
     if len(node.results) > 1 or not _follows(state, [x]):
         return False
     attributes = dict(node.attributes)
-    if node.op in ("QuantizeLinear", "DequantizeLinear"):
-        if any(_rank(state, name) and state.graph.types[name].size > 1 for name in node.inputs[1:] if name):
-            if node.get_int("block_size", 0):
-                return False
-            attributes["axis"] = _axis(node.get_int("axis", 1), _rank(state, x))
-    state.produce_last(node, node.op, [state.as_last(x), *(state.as_first(n) for n in node.inputs[1:])], attributes, node.domain)
+    if "Quantize" in node.op or "Dequantize" in node.op:
+        if node.get_int("block_size", 0):
+            return False
+        attributes["axis"] = _axis(node.get_int("axis", 1), _rank(state, x))
+    state.produce_last(
+        node, node.op, [state.as_last(x), *(state.as_first(n) for n in node.inputs[1:])], attributes, node.domain
+    )
     return True
 
 
@@ -248,7 +267,7 @@ def _along_axis(state: _Layouts, node: Node) -> bool:
     rank = _rank(state, names[0])
     default = {"Split": 0, "Concat": 0}.get(node.op, -1)
     attributes: dict[str, Attribute] = {**node.attributes, "axis": _axis(node.get_int("axis", default), rank)}
-    rest = [state.as_first(name) for name in node.inputs[len(names):]]
+    rest = [state.as_first(name) for name in node.inputs[len(names) :]]
     state.produce_last(node, node.op, [*(state.as_last(name) for name in names), *rest], attributes, node.domain)
     return True
 
@@ -256,7 +275,11 @@ def _along_axis(state: _Layouts, node: Node) -> bool:
 def _slice(state: _Layouts, node: Node) -> bool:
     """Slice with constant axes."""
     rank = _rank(state, node.inputs[0])
-    axes = state.constants.get(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] else np.arange(state.graph.types[node.inputs[1]].size)
+    axes = (
+        state.constants.get(node.inputs[3])
+        if len(node.inputs) > 3 and node.inputs[3]
+        else np.arange(state.graph.types[node.inputs[1]].size)
+    )
     if axes is None or not _follows(state, node.inputs[:1]):
         return False
     renamed = state.constant(f"{node.outputs[0]}@axes", np.array([_axis(int(axis), rank) for axis in axes], np.int64))
@@ -287,7 +310,10 @@ def _reduce(state: _Layouts, node: Node) -> bool:
     if not node.get_int("keepdims", 1) or not _follows(state, node.inputs[:1]):
         return False
     if node.domain == INTEGER:
-        attributes: dict[str, Attribute] = {**node.attributes, "axes": tuple(_axis(a, rank) for a in node.get_ints("axes"))}
+        attributes: dict[str, Attribute] = {
+            **node.attributes,
+            "axes": tuple(_axis(a, rank) for a in node.get_ints("axes")),
+        }
         state.produce_last(node, node.op, [state.as_last(node.inputs[0]), *node.inputs[1:]], attributes, node.domain)
         return True
     axes = state.constants.get(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] else None
@@ -326,9 +352,13 @@ def _table(rule: Rule, names: str) -> dict[str, Rule]:
 
 RULES: dict[str, Rule] = {
     **_table(_spatial, "Conv ConvTranspose MaxPool AveragePool GlobalAveragePool GlobalMaxPool"),
-    **_table(_elementwise, "Abs Acos Acosh Add And Asin Asinh Atan Atanh BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil Celu Cos Cosh Div Elu Equal Erf Exp "
-             "Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or "
-             "PRelu Pow Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor Multiply"),
+    **_table(
+        _elementwise,
+        "Abs Acos Acosh Add And Asin Asinh Atan Atanh BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil Celu Cos "
+        "Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu "
+        "Less LessOrEqual Log Max Min Mish Mod Mul Multiply Neg Not Or PRelu Pow Reciprocal Relu Round Selu Shrink "
+        "Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor",
+    ),
     **_table(_first_operand, "Clip QuantizeLinear DequantizeLinear Table"),
     **_table(_along_axis, "Concat Split Softmax LogSoftmax Hardmax"),
     **_table(_reduce, "ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceProd ReduceSumSquare Mean"),

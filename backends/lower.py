@@ -1,6 +1,6 @@
-"""From a graph to a program: layouts, one Relax module, TVM's fusion, graphc's schedules, stages. Runs in the compile server.
+"""From a graph to a program, in the compile server.
 
-    Graph -> channels last -> Relax -> fused PrimFuncs -> scheduled -> stages -> Program
+Graph -> channels last -> Relax -> fused PrimFuncs -> scheduled -> stages -> Program
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any
 
 import tvm
 import tvm_ffi
-from tvm import relax, tirx
+from tvm import relax
 
 from graphc.backends.layout import channels_last
 from graphc.backends.objects import task_count, tir_json
@@ -45,10 +45,15 @@ def _require_static(graph: Graph) -> None:
     for name, kind in graph.types.items():
         if not kind.is_static:
             producer = graph.producers.get(name)
-            raise InputError(producer.label if producer else f"input '{name}'", f"'{name}' has the open shape {kind}.",
-                             "Fix every dimension under `model: inputs:` and run the fold pass.")
+            raise InputError(
+                producer.label if producer else f"input '{name}'",
+                f"'{name}' has the open shape {kind}.",
+                "Fix every dimension under `model: inputs:` and run the fold pass.",
+            )
         if kind.dtype.kind in "OSU":
-            raise UnsupportedError(f"value '{name}'", "strings cannot be compiled.", "Keep text processing outside the model.")
+            raise UnsupportedError(
+                f"value '{name}'", "strings cannot be compiled.", "Keep text processing outside the model."
+            )
 
 
 def fused(module: Any) -> tuple[Any, dict[str, tuple[int, ...]]]:
@@ -56,7 +61,9 @@ def fused(module: Any) -> tuple[Any, dict[str, tuple[int, ...]]]:
     passes = relax.transform
     legal = tvm.ir.transform.Sequential([passes.LegalizeOps(), passes.AnnotateTIROpPattern()])(module)
     grouped = passes.FuseOps()(_one_function_per_call(legal))
-    marks = {variable.name_hint: _marks(variable.name_hint, function) for variable, function in grouped.functions.items()}
+    marks = {
+        variable.name_hint: _marks(variable.name_hint, function) for variable, function in grouped.functions.items()
+    }
     rest = [passes.FuseTIR(), passes.CanonicalizeBindings(), passes.DeadCodeElimination()]
     return tvm.ir.transform.Sequential(rest)(grouped), marks
 
@@ -85,7 +92,9 @@ def _one_function_per_call(module: Any) -> Any:
         blocks.append(type(block)(bindings))
     body = relax.SeqExpr(blocks, main.body.body)
     relax.expr._update_type(body, main.body.ty)
-    functions[next(v for v in functions if v.name_hint == "main")] = relax.Function(main.params, body, main.ret_ty, main.is_pure, main.attrs)
+    functions[next(v for v in functions if v.name_hint == "main")] = relax.Function(
+        main.params, body, main.ret_ty, main.is_pure, main.attrs
+    )
     return tvm.IRModule(functions, attrs=module.attrs)
 
 
@@ -111,10 +120,11 @@ def _marks(name: str, function: Any) -> tuple[int, ...]:
 
 
 def _source(variable: Any, bound: dict[Any, Any]) -> Any:
-    """The variable behind plain renamings."""
+    """The variable behind plain renamings; (variable, index) for an item of a tuple."""
     while isinstance(bound.get(variable), relax.Var):
         variable = bound[variable]
-    return variable
+    item = bound.get(variable)
+    return (_source(item.tuple_value, bound), item.index) if isinstance(item, relax.TupleGetItem) else variable
 
 
 @dataclass
@@ -152,10 +162,19 @@ class _Assembly:
         used = {name for call in self.calls for name in call.arguments} | set(self.aliases.values())
         buffers = {n: b for n, b in self.buffers.items() if b.role != "constant" or n in used}
         constants = {n: a for n, a in self.constants.items() if n in used}
-        return Program(self.graph.name, buffers, self.kernels, tuple(self.calls), self.graph.inputs, self.graph.outputs, constants, self.aliases)
+        return Program(
+            self.graph.name,
+            buffers,
+            self.kernels,
+            tuple(self.calls),
+            self.graph.inputs,
+            self.graph.outputs,
+            constants,
+            self.aliases,
+        )
 
     def _results(self, main: Any, bindings: list[Any]) -> list[Any]:
-        """The variables that hold the graph's outputs, in order."""
+        """What holds each of the graph's outputs, in order: a variable, or (a variable that is a tuple, index)."""
         bound = {binding.var: binding.value for binding in bindings}
         value = main.body.body
         while isinstance(value, relax.Var) and isinstance(bound.get(value), relax.Var | relax.Tuple):
@@ -183,8 +202,11 @@ class _Assembly:
         elif isinstance(value, relax.Call) and getattr(value.op, "name", "") == "relax.call_tir":
             self._call(module, variable, value, outputs)
         else:
-            raise UnsupportedError(self._label(variable), f"lowers to '{getattr(getattr(value, 'op', None), 'name', type(value).__name__)}', which needs TVM's runtime.",
-                                   "Give its shape-deciding operands as constants, or replace the operator.")
+            raise UnsupportedError(
+                self._label(variable),
+                f"lowers to {getattr(value, 'op', type(value).__name__)}, which needs TVM's runtime.",
+                "Give its shape-deciding operands as constants, or replace the operator.",
+            )
 
     def _operand(self, expression: Any) -> str:
         if expression in self.values:
@@ -204,17 +226,23 @@ class _Assembly:
     def _call(self, module: Any, variable: Any, call: Any, outputs: dict[Any, str]) -> None:
         callee, operands = call.args[0], call.args[1]
         if len(call.args) > 2 and call.args[2] is not None:
-            raise UnsupportedError(self._label(variable), "its kernel has run-time shapes.", "Fix every dimension under `model: inputs:`.")
+            raise UnsupportedError(
+                self._label(variable), "its kernel has run-time shapes.", "Fix every dimension under `model: inputs:`."
+            )
         sources = [self._operand(item) for item in operands.fields]
         types = call.ty_args[0]
         fields = list(types.fields) if isinstance(types, relax.TupleType) else [types]
         single = not isinstance(types, relax.TupleType)
         indices = self.marks[callee.name_hint]
-        nodes = tuple(self.graph.nodes[i].name or self.graph.nodes[i].outputs[0] for i in indices if i < len(self.graph.nodes))
+        nodes = tuple(
+            self.graph.nodes[i].name or self.graph.nodes[i].outputs[0] for i in indices if i < len(self.graph.nodes)
+        )
         results = []
         for position, ty in enumerate(fields):
-            public = outputs.get(variable) if single else None
-            results.append(self._add(public or f"v{len(self.buffers)}.{position}", ty, "output" if public else "scratch"))
+            public = outputs.get(variable if single else (variable, position))
+            results.append(
+                self._add(public or f"v{len(self.buffers)}.{position}", ty, "output" if public else "scratch")
+            )
         self.values[variable] = results[0] if single else results
         if callee.name_hint.startswith(ALIAS):
             self.aliases[results[0]] = sources[0]
@@ -234,8 +262,16 @@ class _Assembly:
                     bound[buffer] = self._add(f"w{len(self.buffers)}", buffer.ty, "scratch")
             kernel = self._kernel(name, stage)
             in_place = {bound[target]: bound[source] for target, source in stage.in_place.items()}
-            self.calls.append(Call(kernel, tuple(bound[b] for b in stage.buffers), task_count(stage.function), nodes,
-                                   tuple(bound[b] for b in stage.written), in_place))
+            self.calls.append(
+                Call(
+                    kernel,
+                    tuple(bound[b] for b in stage.buffers),
+                    task_count(stage.function),
+                    nodes,
+                    tuple(bound[b] for b in stage.written),
+                    in_place,
+                )
+            )
 
     def _kernel(self, name: str, stage: Stage) -> str:
         """The symbol of a stage's kernel; structurally equal stages share one."""
@@ -246,7 +282,9 @@ class _Assembly:
             symbol = f"{readable}_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
             self.symbols[key] = symbol
             written = [any(b.same_as(w) for w in stage.written) for b in stage.buffers]
-            self.kernels[symbol] = Kernel(symbol, text, tuple(str(b.dtype) for b in stage.buffers), tuple(not w for w in written))
+            self.kernels[symbol] = Kernel(
+                symbol, text, tuple(str(b.dtype) for b in stage.buffers), tuple(not w for w in written)
+            )
         return self.symbols[key]
 
 

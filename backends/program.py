@@ -1,6 +1,6 @@
 """A lowered model as plain data: buffers, kernels and the calls that run them in order. No TVM is needed to read it.
 
-    Graph --lower--> Program --plan--> Program with offsets --emit--> C, objects, library
+Graph --lower--> Program --plan--> Program with offsets --emit--> C, objects, library
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ class Buffer:
 class Kernel:
     """One loop nest, compiled apart: `void symbol(T0 *p0, T1 *p1, ..., int32_t task_begin, int32_t task_end)`.
 
-    `tir` is the PrimFunc as TVM's JSON: its parameters are the buffers in order, its outermost loop runs over the tasks.
+    `tir` is the PrimFunc as TVM's JSON: its parameters are the buffers in order, its outermost loop the tasks.
     Equal sources share one kernel, whatever node they came from. `dtypes` are the parameters' element types.
     """
 
@@ -59,7 +59,7 @@ class Call:
     writes: tuple[str, ...]
     """The arguments that it writes (each fully, unless it is also read)."""
     in_place: Mapping[str, str] = field(default_factory=dict)
-    """Written buffer -> read buffer of the same size that it may share memory with: each element is read before it is written, by the same task."""
+    """Written buffer -> read buffer that it may share memory with: each element is read, then written, by one task."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A graph as one Relax function: graphc's own compute definitions where there are some, TVM's ONNX converters elsewhere.
+"""A graph as one Relax function: graphc's compute definitions where there are some, TVM's ONNX converters elsewhere.
 
 Weights enter as parameters, never as Relax constants, so that nothing decodes or folds them; only small constants
 (axes, shapes, scalars) are visible to the converters, which read their values. Runs inside the compile server.
@@ -39,7 +39,17 @@ Compute = Callable[["Lowering", Node], Sequence[Any]]
 COMPUTES: dict[tuple[str, str], Compute] = {}
 """(domain, operator) -> how graphc computes it: returns one Relax expression per result."""
 
-_ROOMS = ("compute_conv", "compute_matmul", "compute_pool", "compute_integer", "compute_shape", "compute_elementwise", "compute_decode")
+_ROOMS = (
+    "compute_conv",
+    "compute_matmul",
+    "compute_pool",
+    "compute_integer",
+    "compute_shape",
+    "compute_elementwise",
+    "compute_decode",
+    "compute_scatter",
+    "compute_order",
+)
 
 
 def computes(domain: str, *ops: str) -> Callable[[Compute], Compute]:
@@ -96,7 +106,7 @@ class Lowering:
         return self.builder.emit(call, name_hint=f"{MARK}{self.index}_")
 
     def emit_function(self, function: Any, arguments: Sequence[Any], result: TensorType, name: str) -> Any:
-        """Emit a PrimFunc that is scheduled already; it is never fused. Its result is flat, and given `result`'s shape."""
+        """Emit a PrimFunc that is scheduled already and never fused; its flat result is given `result`'s shape."""
         function = function.with_attr("op_pattern", OPAQUE).with_attr(READY, True)
         variable = self.builder.add_func(function, name)
         flat = relax.TensorType((result.size,), result.dtype.name)
@@ -106,7 +116,11 @@ class Lowering:
 
 
 def _inlined(array: Array) -> bool:
-    limit = INLINE_INTEGERS if array.dtype.kind in "iub" and array.dtype.itemsize > 1 or array.dtype == np.bool_ else INLINE_ELEMENTS
+    limit = (
+        INLINE_INTEGERS
+        if (array.dtype.kind in "iub" and array.dtype.itemsize > 1) or array.dtype == np.bool_
+        else INLINE_ELEMENTS
+    )
     return array.size <= limit
 
 
@@ -136,7 +150,9 @@ def relax_module(graph: Graph, target: Target, note: Callable[[str], None]) -> t
         builder.emit_func_output(results)
     module = builder.get()
     function = module["main"]
-    module["main"] = relax.Function([*inputs, *state.placeholders], function.body, function.ret_ty, function.is_pure, function.attrs)
+    module["main"] = relax.Function(
+        [*inputs, *state.placeholders], function.body, function.ret_ty, function.is_pure, function.attrs
+    )
     return module, {name: array for name, (_, array) in state.parameters.items()}
 
 
@@ -151,7 +167,9 @@ def _materialised(state: Lowering, position: int) -> Any:
     from tvm import te
 
     state.index = len(state.graph.nodes)
-    return state.emit(lambda x: te.compute(x.shape, lambda *i: x[i], name="copy"), state.value(name), name="copy", pattern=OPAQUE)
+    return state.emit(
+        lambda x: te.compute(x.shape, lambda *i: x[i], name="copy"), state.value(name), name="copy", pattern=OPAQUE
+    )
 
 
 def _is_view(node: Node) -> bool:
@@ -165,9 +183,17 @@ def _lower_node(state: Lowering, node: Node) -> None:
         if not name:
             continue
         expected, got = state.type(name), result.ty
-        shape = [int(d) for d in got.shape] if isinstance(got, relax.TensorType) and got.shape is not None and _static(got.shape) else None
+        shape = (
+            [int(d) for d in got.shape]
+            if isinstance(got, relax.TensorType) and got.shape is not None and _static(got.shape)
+            else None
+        )
         if shape is None:
-            raise UnsupportedError(node.label, f"the shape of its result '{name}' depends on data.", "Give constant shapes, or replace this operator.")
+            raise UnsupportedError(
+                node.label,
+                f"the shape of its result '{name}' depends on data.",
+                "Give constant shapes, or replace this operator.",
+            )
         if tuple(shape) != expected.dims or str(got.dtype) != expected.dtype.name:
             raise InternalError(node.label, f"lowered to {got.dtype}{shape}, expected {expected}.")
         state.values[name] = result
@@ -182,20 +208,38 @@ def convert(state: Lowering, node: Node) -> Sequence[Any]:
     from tvm.relax.frontend.onnx import onnx_frontend
 
     if node.domain or node.op not in onnx_frontend._get_convert_map():
-        raise UnsupportedError(node.label, f"neither graphc nor TVM has a kernel for operator {node.op!r}.",
-                               "Replace it in the model, or keep it outside the compiled part.")
+        raise UnsupportedError(
+            node.label,
+            f"neither graphc nor TVM has a kernel for operator {node.op!r}.",
+            "Replace it in the model, or keep it outside the compiled part.",
+        )
     importer = onnx_frontend.ONNXGraphImporter({}, {})
     importer.bb, importer.opset = state.builder, OPSET
     proto = node_to_proto(node)
-    attributes = importer._parse_attr(a for a in proto.attribute if a.ints or a.floats or a.strings or a.type not in (6, 7, 8))
+    attributes = importer._parse_attr(
+        a for a in proto.attribute if a.ints or a.floats or a.strings or a.type not in (6, 7, 8)
+    )
     attributes["tvm_custom"] = {"name": node.name, "num_outputs": len(node.outputs)}
     operands = onnx_frontend.onnx_input()
     operands.extend(state.value(name) for name in node.inputs)
     try:
         result = importer._convert_operator(node.op, operands, attributes, OPSET)
-    except (ValueError, TypeError, NotImplementedError, AssertionError, AttributeError, KeyError, IndexError, RuntimeError) as error:
-        raise UnsupportedError(node.label, f"TVM's converter refuses it: {str(error).strip().splitlines()[-1] if str(error) else type(error).__name__}.",
-                               "Give its shape-deciding operands as constants, or replace the operator.") from error
+    except (
+        ValueError,
+        TypeError,
+        NotImplementedError,
+        AssertionError,
+        AttributeError,
+        KeyError,
+        IndexError,
+        RuntimeError,
+    ) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise UnsupportedError(
+            node.label,
+            f"TVM's converter refuses it: {reason}.",
+            "Give its shape-deciding operands as constants, or replace the operator.",
+        ) from error
     if isinstance(result, relax.Tuple):
         return [_emitted(state, item) for item in result.fields]
     result = _emitted(state, result)
@@ -207,5 +251,7 @@ def convert(state: Lowering, node: Node) -> Sequence[Any]:
 def _emitted(state: Lowering, expression: Any) -> Any:
     """Bind an expression to a variable that carries the node's mark."""
     if isinstance(expression, relax.ShapeExpr):
-        raise UnsupportedError(state.node.label if state.node else "?", "its result is a shape, not a tensor.", "Run the fold pass first.")
+        raise UnsupportedError(
+            state.node.label if state.node else "?", "its result is a shape, not a tensor.", "Run the fold pass first."
+        )
     return state.builder.emit(expression, name_hint=f"{MARK}{state.index}_")

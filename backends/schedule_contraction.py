@@ -22,8 +22,19 @@ from tvm import tirx
 from graphc.backends.anchor import Anchor
 from graphc.backends.dot import dot_product
 from graphc.backends.dot_x86 import multiply_add
-from graphc.backends.geometry import Rows
-from graphc.backends.statements import VECTORIZED, clipped_taps, const, function, loop, sequence, spread, tasks, vector
+from graphc.backends.geometry import Pattern, Rows
+from graphc.backends.statements import (
+    VECTORIZED,
+    clipped_taps,
+    const,
+    function,
+    loop,
+    row_of_tiles,
+    sequence,
+    spread,
+    tasks,
+    vector,
+)
 from graphc.backends.targets import Target
 from graphc.backends.tiles import chunks, columns_in_tile
 
@@ -65,7 +76,7 @@ class _Contraction:
         return 0, 1
 
     def tasks(self) -> tuple[int, Any]:
-        """(number of tasks, task -> (row, block)): the larger of weights and input is read once, the smaller again and again."""
+        """(tasks, task -> (row, block)): the larger of weights and input is read once, the smaller again and again."""
         rows, blocks = self.rows.rows, self.blocks
         if prod(int(d) for d in self.anchor.weights.shape) > rows * self.rows.columns * self.depth:
             return rows * blocks, lambda task: (task % rows, task // rows)
@@ -74,22 +85,21 @@ class _Contraction:
     def build(self) -> Any:
         count, split = self.tasks()
         nest = tasks(count, lambda task: self._row(*split(task)))
-        nests, shared = ([self.anchor.pad, nest], [self.anchor.padded]) if self.source is not self.anchor.x else ([nest], [])
+        nests, shared = (
+            ([self.anchor.pad, nest], [self.anchor.padded]) if self.source is not self.anchor.x else ([nest], [])
+        )
         return function(self.anchor.parameters, self.anchor.attributes, nests, shared)
 
     def _row(self, row: Any, block: Any) -> Any:
-        """All tiles of one row."""
-        statements = []
-        for first, number, count, pattern in self.rows.groups():
-            tile = partial(self._tile, row, block, count=count, pattern=pattern)
-            statements.append(loop("tile", 0, number, lambda t, first=first, tile=tile: tile(const(first) + t * self.rows.tile)))
-        return sequence(statements)
+        return row_of_tiles(self.rows, partial(self._tile, row, block))
 
-    def _tile(self, row: Any, block: Any, first: Any, count: int, pattern: Sequence[Sequence[int]]) -> Any:
+    def _tile(self, row: Any, block: Any, first: Any, count: int, pattern: Pattern) -> Any:
         acc = tirx.decl_buffer((count * self.block,), self.dtype, "acc", scope="local")
         zero = spread(const(0, self.dtype), self.lanes)
         statements = [tirx.AllocBuffer(acc)]
-        statements += [tirx.BufferStore(acc, zero, [vector(i * self.lanes, self.lanes)]) for i in range(count * self.vectors)]
+        statements += [
+            tirx.BufferStore(acc, zero, [vector(i * self.lanes, self.lanes)]) for i in range(count * self.vectors)
+        ]
 
         def across(kh: Any) -> Any:
             if all(len(columns) == count for columns in pattern):
@@ -104,12 +114,15 @@ class _Contraction:
 
     def _depth(self, acc: Any, row: Any, block: Any, first: Any, kh: Any, kw: Any, columns: Sequence[int]) -> Any:
         """acc[p][v] += x[p] * w[v] over the input channels of one tap: the register tile."""
+
         def body(c: Any) -> Any:
             statements = []
             for v in range(self.vectors):
                 for p in columns:
                     at = vector((p * self.vectors + v) * self.lanes, self.lanes)
-                    statements.append(tirx.BufferStore(acc, self._multiply_add(acc[at], row, block, first + p, kh, kw, c, v), [at]))
+                    statements.append(
+                        tirx.BufferStore(acc, self._multiply_add(acc[at], row, block, first + p, kh, kw, c, v), [at])
+                    )
             return sequence(statements)
 
         return loop("c", 0, self.depth // self.step, body)
@@ -122,23 +135,29 @@ class _Contraction:
             return acc + value * tirx.Cast(f"{self.dtype}x{self.lanes}" if self.lanes > 1 else self.dtype, weights)
         inputs = self.x(row, column, kh, kw, vector(c * self.step, self.step))
         weights = self.w(row, block, kh, kw, [c, const(v * self.lanes), vector(const(0), self.lanes * self.step)])
-        return multiply_add(self.dot, acc, inputs, weights, self.lanes, self.dot.shift(np.dtype(str(self.source.dtype))))
+        return multiply_add(
+            self.dot, acc, inputs, weights, self.lanes, self.dot.shift(np.dtype(str(self.source.dtype)))
+        )
 
     def _store(self, acc: Any, row: Any, block: Any, first: Any, p: int) -> Any:
         """The epilogue of one output position: whole vectors, then what is left in the last block."""
         left = self.filters - (self.blocks - 1) * self.block
 
         def store(v: int, lanes: int) -> Any:
-            def lane(l: Any) -> Any:
-                channel = block * self.block + (v * self.lanes + l)
-                return self.anchor.epilogue(self.position(row, first + p, channel), acc[(p * self.vectors + v) * self.lanes + l])
+            def lane(i: Any) -> Any:
+                channel = block * self.block + (v * self.lanes + i)
+                return self.anchor.epilogue(
+                    self.position(row, first + p, channel), acc[(p * self.vectors + v) * self.lanes + i]
+                )
 
             return loop("lane", 0, lanes, lane, VECTORIZED) if lanes > 1 else lane(const(0))
 
         whole = sequence([store(v, self.lanes) for v in range(self.vectors)])
         if left == self.block:
             return whole
-        rest = sequence([store(v, min(self.lanes, left - v * self.lanes)) for v in range(self.vectors) if left > v * self.lanes])
+        rest = sequence(
+            [store(v, min(self.lanes, left - v * self.lanes)) for v in range(self.vectors) if left > v * self.lanes]
+        )
         return rest if self.blocks == 1 else tirx.IfThenElse(block < self.blocks - 1, whole, rest)
 
 
@@ -149,18 +168,33 @@ class _Convolution(_Contraction):
         info = anchor.info
         integer = not str(anchor.accumulator.dtype).startswith("float")
         through_pad = integer and anchor.pad is not None  # padding is the zero point there, not nothing
+        self.batch: int
+        self.height: int
         self.batch, self.height, width, _ = (int(d) for d in anchor.padded.shape) if through_pad else info["input"]
         self.out_height, self.out_width = info["output"]
         self.kernel, self.strides, self.dilations = info["kernel"], info["strides"], info["dilations"]
         self.begin = [0, 0] if through_pad else info["begin"]
-        self.flat = self.kernel == [1, 1] and self.strides == [1, 1] and not any(self.begin) and info["output"] == [self.height, width]
+        self.flat = (
+            self.kernel == [1, 1]
+            and self.strides == [1, 1]
+            and not any(self.begin)
+            and info["output"] == [self.height, width]
+        )
         pieces, columns = self.batch * self.out_height, self.out_width
         if self.flat:
             positions = self.batch * self.height * width
             pieces = chunks(target, positions, info["block"])
             columns = positions // pieces
-        rows = Rows(pieces, columns, self.kernel[1], self.strides[1], self.dilations[1], self.begin[1], columns if self.flat else width,
-                    columns_in_tile(target, columns, info["block"]))
+        rows = Rows(
+            pieces,
+            columns,
+            self.kernel[1],
+            self.strides[1],
+            self.dilations[1],
+            self.begin[1],
+            columns if self.flat else width,
+            columns_in_tile(target, columns, info["block"]),
+        )
         super().__init__(anchor, target, rows, info["depth"], info["filters"])
         self.source = anchor.padded if through_pad else anchor.x
 
@@ -168,12 +202,19 @@ class _Convolution(_Contraction):
         """(image, row, column) of an output position."""
         if self.flat:
             column = row * self.rows.columns + column
-            return column // (self.out_height * self.out_width), column // self.out_width % self.out_height, column % self.out_width
+            return (
+                column // (self.out_height * self.out_width),
+                column // self.out_width % self.out_height,
+                column % self.out_width,
+            )
         return row // self.out_height, row % self.out_height, column
 
     def x(self, row: Any, column: Any, kh: Any, kw: Any, c: Any) -> Any:
         image, i, j = self._pixel(row, column)
-        at = (i * self.strides[0] + kh * self.dilations[0] - self.begin[0], j * self.strides[1] + kw * self.dilations[1] - self.begin[1])
+        at = (
+            i * self.strides[0] + kh * self.dilations[0] - self.begin[0],
+            j * self.strides[1] + kw * self.dilations[1] - self.begin[1],
+        )
         return self.source[image, *at, c]
 
     def w(self, row: Any, block: Any, kh: Any, kw: Any, inner: list[Any]) -> Any:
@@ -183,7 +224,15 @@ class _Convolution(_Contraction):
         return [*self._pixel(row, column), channel]
 
     def taps(self, row: Any) -> tuple[Any, Any]:
-        return clipped_taps(row % self.out_height, self.kernel[0], self.strides[0], self.dilations[0], self.begin[0], self.height, self.out_height)
+        return clipped_taps(
+            row % self.out_height,
+            self.kernel[0],
+            self.strides[0],
+            self.dilations[0],
+            self.begin[0],
+            self.height,
+            self.out_height,
+        )
 
 
 class _Product(_Contraction):
@@ -191,7 +240,7 @@ class _Product(_Contraction):
 
     def __init__(self, anchor: Anchor, target: Target) -> None:
         info = anchor.info
-        self.batch = info["batch"]
+        self.batch: list[int] = info["batch"]
         self.pieces = chunks(target, info["rows"], info["block"])
         rows, columns = prod(self.batch) * self.pieces, info["rows"] // self.pieces
         tile = columns_in_tile(target, columns, info["block"])
@@ -220,7 +269,9 @@ class _Product(_Contraction):
         return self.source[(*self._own(row, self.source.shape, 2), *inner)]
 
     def w(self, row: Any, block: Any, kh: Any, kw: Any, inner: list[Any]) -> Any:
-        return self.anchor.weights[(*self._own(row, self.anchor.weights.shape, 3 if self.step == 1 else 4), block, *inner)]
+        return self.anchor.weights[
+            (*self._own(row, self.anchor.weights.shape, 3 if self.step == 1 else 4), block, *inner)
+        ]
 
     def position(self, row: Any, column: Any, channel: Any) -> list[Any]:
         return [*self._batch(row), self._matrix_row(row, column), channel]

@@ -1,7 +1,7 @@
 """The rule for any fused PrimFunc: inline what can be inlined, run outer loops as tasks, keep reductions innermost.
 
-    for i, j: a[i, j] = f(x[i, j])
-    for i, j: y[i, j] = g(a[i, j])      ->      parallel for i: for j: y[i, j] = g(f(x[i, j]))
+for i, j: a[i, j] = f(x[i, j])
+for i, j: y[i, j] = g(a[i, j])      ->      parallel for i: for j: y[i, j] = g(f(x[i, j]))
 """
 
 from typing import Any
@@ -41,7 +41,11 @@ def inline_all(sch: Any) -> None:
 
 def _is_injective(sch: Any, block: Any) -> bool:
     statement = sch.get(block)
-    return statement.init is None and "graphc.role" not in statement.annotations and all(axis.iter_type == SPATIAL for axis in statement.iter_vars)
+    return (
+        statement.init is None
+        and "graphc.role" not in statement.annotations
+        and all(axis.iter_type == SPATIAL for axis in statement.iter_vars)
+    )
 
 
 def _is_output(sch: Any, block: Any) -> bool:
@@ -49,7 +53,7 @@ def _is_output(sch: Any, block: Any) -> bool:
 
 
 def schedule_block(sch: Any, block: Any, lanes: int) -> None:
-    """Outer spatial loops fused into tasks, reductions next, the innermost spatial loop last, in vectors where they divide it."""
+    """Outer spatial loops fused into tasks, then reductions, the innermost spatial loop last, in vectors if it can."""
     loops = sch.get_loops(block)
     kinds = [axis.iter_type for axis in sch.get(block).iter_vars]
     if not loops or len(kinds) != len(loops) or not set(kinds) <= {SPATIAL, REDUCTION}:

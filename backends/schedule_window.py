@@ -12,15 +12,25 @@
 Padding contributes nothing to any of them, so taps outside the input are left out, as in `schedule_contraction`.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from tvm import tirx
 
 from graphc.backends.anchor import Anchor
-from graphc.backends.geometry import Rows
-from graphc.backends.statements import VECTORIZED, clipped_taps, const, function, loop, sequence, spread, tasks, vector
+from graphc.backends.geometry import Pattern, Rows
+from graphc.backends.statements import (
+    VECTORIZED,
+    clipped_taps,
+    const,
+    function,
+    loop,
+    row_of_tiles,
+    sequence,
+    spread,
+    tasks,
+    vector,
+)
 from graphc.backends.targets import Target
 from graphc.backends.tiles import window_tile
 
@@ -40,12 +50,25 @@ class _Window:
         self.anchor, self.kind = anchor, info["kind"]
         self.batch, self.height, self.width, self.channels = info["input"]
         self.out_height, self.out_width = info["output"]
-        self.kernel, self.strides, self.dilations, self.begin = info["kernel"], info["strides"], info["dilations"], info["begin"]
+        self.kernel, self.strides, self.dilations, self.begin = (
+            info["kernel"],
+            info["strides"],
+            info["dilations"],
+            info["begin"],
+        )
         self.dtype = str(anchor.accumulator.dtype)
         self.lanes = max(1, target.lanes(32))
         self.shift = int(info.get("shift", 0))
-        self.rows = Rows(self.batch * self.out_height, self.out_width, self.kernel[1], self.strides[1], self.dilations[1], self.begin[1], self.width,
-                         window_tile(self.out_width))
+        self.rows = Rows(
+            self.batch * self.out_height,
+            self.out_width,
+            self.kernel[1],
+            self.strides[1],
+            self.dilations[1],
+            self.begin[1],
+            self.width,
+            window_tile(self.out_width),
+        )
 
     def build(self) -> Any:
         return function(self.anchor.parameters, self.anchor.attributes, [tasks(self.rows.rows, self._row)])
@@ -58,34 +81,44 @@ class _Window:
         return sequence(parts)
 
     def _run(self, row: Any, channel: Any, lanes: int) -> Any:
-        parts = []
-        for first, number, count, pattern in self.rows.groups():
-            tile = partial(self._tile, row, channel, lanes, count=count, pattern=pattern)
-            parts.append(loop("tile", 0, number, lambda t, first=first, tile=tile: tile(const(first) + t * self.rows.tile)))
-        return sequence(parts)
+        return row_of_tiles(self.rows, partial(self._tile, row, channel, lanes))
 
-    def _tile(self, row: Any, channel: Any, lanes: int, first: Any, count: int, pattern: Sequence[Sequence[int]]) -> Any:
+    def _tile(self, row: Any, channel: Any, lanes: int, first: Any, count: int, pattern: Pattern) -> Any:
         acc = tirx.decl_buffer((count * lanes,), self.dtype, "acc", scope="local")
         identity = tirx.min_value(self.dtype) if self.kind == "pool_max" else const(0, self.dtype)
         places = [vector(p * lanes, lanes) for p in range(count)]
-        low, number = clipped_taps(row % self.out_height, self.kernel[0], self.strides[0], self.dilations[0], self.begin[0], self.height, self.out_height)
+        low, number = clipped_taps(
+            row % self.out_height,
+            self.kernel[0],
+            self.strides[0],
+            self.dilations[0],
+            self.begin[0],
+            self.height,
+            self.out_height,
+        )
 
         def tap(kh: Any, kw: int, p: int) -> Any:
-            return tirx.BufferStore(acc, self._combine(acc[places[p]], row, channel, lanes, first + p, kh, kw), [places[p]])
+            return tirx.BufferStore(
+                acc, self._combine(acc[places[p]], row, channel, lanes, first + p, kh, kw), [places[p]]
+            )
 
         def across(kh: Any) -> Any:
             return sequence([tap(kh, kw, p) for kw, columns in enumerate(pattern) for p in columns])
 
-        return sequence([
-            tirx.AllocBuffer(acc),
-            *(tirx.BufferStore(acc, spread(identity, lanes), [place]) for place in places),
-            loop("kh", low, number, across),
-            *(self._store(acc, row, channel, lanes, first, p) for p in range(count)),
-        ])
+        return sequence(
+            [
+                tirx.AllocBuffer(acc),
+                *(tirx.BufferStore(acc, spread(identity, lanes), [place]) for place in places),
+                loop("kh", low, number, across),
+                *(self._store(acc, row, channel, lanes, first, p) for p in range(count)),
+            ]
+        )
 
     def _combine(self, acc: Any, row: Any, channel: Any, lanes: int, column: Any, kh: Any, kw: int) -> Any:
-        at = (row % self.out_height * self.strides[0] + kh * self.dilations[0] - self.begin[0],
-              column * self.strides[1] + kw * self.dilations[1] - self.begin[1])
+        at = (
+            row % self.out_height * self.strides[0] + kh * self.dilations[0] - self.begin[0],
+            column * self.strides[1] + kw * self.dilations[1] - self.begin[1],
+        )
         x = self._wide(self.anchor.x[row // self.out_height, *at, channel + vector(const(0), lanes)], lanes)
         if self.kind == "pool_max":
             return tirx.max(acc, x)
@@ -99,8 +132,8 @@ class _Window:
         return tirx.Cast(f"{self.dtype}x{lanes}" if lanes > 1 else self.dtype, value)
 
     def _store(self, acc: Any, row: Any, channel: Any, lanes: int, first: Any, p: int) -> Any:
-        def lane(l: Any) -> Any:
-            position = [row // self.out_height, row % self.out_height, first + p, channel + l]
-            return self.anchor.epilogue(position, acc[p * lanes + l])
+        def lane(i: Any) -> Any:
+            position = [row // self.out_height, row % self.out_height, first + p, channel + i]
+            return self.anchor.epilogue(position, acc[p * lanes + i])
 
         return loop("lane", 0, lanes, lane, VECTORIZED) if lanes > 1 else lane(const(0))

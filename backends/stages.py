@@ -49,16 +49,24 @@ def stages(function: Any) -> list[Stage]:
         results = tuple(b for b in arguments if _holds(written, b))
         in_place = _in_place(nest, arguments, results)
         attributes = {**(function.attrs or {}), "tirx.noalias": not in_place}
-        result.append(Stage(_standalone(nest, arguments, private, attributes), parameters, arguments, results, in_place))
+        result.append(
+            Stage(_standalone(nest, arguments, private, attributes), parameters, arguments, results, in_place)
+        )
     return result
 
 
 def _in_place(nest: Any, arguments: tuple[Any, ...], results: tuple[Any, ...]) -> dict[Any, Any]:
-    """Written buffer -> a read one whose every element is loaded just to be replaced by the element of the same index."""
+    """Written buffer -> a read one whose elements are loaded just to be replaced by those of the same index."""
     if len(results) != 1:
         return {}
     target = results[0]
-    alike = [b for b in arguments if not b.same_as(target) and str(b.dtype) == str(target.dtype) and tvm_ffi.structural_equal(b.shape, target.shape)]
+    alike = [
+        b
+        for b in arguments
+        if not b.same_as(target)
+        and str(b.dtype) == str(target.dtype)
+        and tvm_ffi.structural_equal(b.shape, target.shape)
+    ]
     loads = _loads(nest)
     if _holds([load.source for load in loads], target):
         return {}  # an accumulator: it is read before all of it is written
@@ -66,7 +74,11 @@ def _in_place(nest: Any, arguments: tuple[Any, ...], results: tuple[Any, ...]) -
 
     def store(statement: Any) -> None:
         if statement.buffer.same_as(target):
-            matching.extend(each.source for each in _loads(statement.value) if tvm_ffi.structural_equal(each.indices, statement.indices))
+            matching.extend(
+                each.source
+                for each in _loads(statement.value)
+                if tvm_ffi.structural_equal(each.indices, statement.indices)
+            )
 
     tvm_ffi.structural_walk(nest, (tirx.BufferStore, store))
     for source in alike:

@@ -5,6 +5,7 @@ from typing import Any
 
 from tvm import s_tir, tirx
 
+from graphc.backends.geometry import Pattern, Rows
 from graphc.backends.schedule_generic import PARALLEL
 
 SERIAL, UNROLLED, VECTORIZED = tirx.ForKind.SERIAL, tirx.ForKind.UNROLLED, tirx.ForKind.VECTORIZED
@@ -36,7 +37,9 @@ def spread(value: Any, lanes: int) -> Any:
     return tirx.Broadcast(value, lanes) if lanes > 1 else value
 
 
-def clipped_taps(position: Any, taps: int, stride: int, dilation: int, begin: int, size: int, positions: int) -> tuple[Any, Any]:
+def clipped_taps(
+    position: Any, taps: int, stride: int, dilation: int, begin: int, size: int, positions: int
+) -> tuple[Any, Any]:
     """(first tap inside the input, how many are) at an output position along one axis of `size`.
 
     Taps t with 0 <= position * stride + t * dilation - begin < size.
@@ -46,6 +49,15 @@ def clipped_taps(position: Any, taps: int, stride: int, dilation: int, begin: in
     low = tirx.max(const(0), (dilation - 1 - start) // dilation) if begin > 0 else const(0)
     high = tirx.min(const(taps), (size - start + dilation - 1) // dilation) if last >= size else const(taps)
     return (0, taps) if begin <= 0 and last < size else (low, high - low)
+
+
+def row_of_tiles(rows: Rows, tile: Callable[[Any, int, Pattern], Any]) -> Any:
+    """Every tile of a row: tile(first column, columns, what each tap reaches); tiles that are alike share a loop."""
+
+    def group(first: int, number: int, count: int, pattern: Pattern) -> Any:
+        return loop("tile", 0, number, lambda t: tile(const(first) + t * rows.tile, count, pattern))
+
+    return sequence([group(*alike) for alike in rows.groups()])
 
 
 def tasks(count: int, body: Callable[[Any], Any]) -> Any:

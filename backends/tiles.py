@@ -7,19 +7,22 @@ WIDEST = 4
 
 
 def channel_block(target: Target, channels: int) -> int:
-    """How many output channels lie next to each other in packed weights: whole vectors, at most `WIDEST`, little waste."""
+    """Output channels that lie next to each other in packed weights: whole vectors, at most `WIDEST`, little waste."""
     width = max(1, target.lanes(32))
     vectors = -(-channels // width)
     return width * next(n for n in (WIDEST, 2, 1) if n == 1 or vectors % n == 0)
 
 
 WIDEST_WINDOW = 8
-"""Most output columns in a register tile of a window kernel: their taps are written out, so more is more code."""
+"""Most output columns in a register tile of a window kernel: taps are written out, so more is more code."""
 
 
 def window_tile(columns: int) -> int:
     """How many output columns a tile of a depthwise convolution or pool spans: few tiles, none of them nearly empty."""
-    return min(range(1, min(WIDEST_WINDOW, columns) + 1), key=lambda width: (-(-columns // width), width * -(-columns // width) - columns, -width))
+    return min(
+        range(1, min(WIDEST_WINDOW, columns) + 1),
+        key=lambda width: (-(-columns // width), width * -(-columns // width) - columns, -width),
+    )
 
 
 MOST_CHUNKS = 32
@@ -30,7 +33,7 @@ def tile_cycles(target: Target, columns: int, block: int) -> tuple[float, int]:
     """(cycles for one depth step of a row of `columns`, the tile width that costs least).
 
     Accumulators, one vector row of weights and a broadcast must fit the registers. A pair of multiply-add units retires
-    two vectors a cycle, two loads a cycle feed it, and fewer than eight accumulators leave its latency (4 cycles) showing.
+    two vectors a cycle, two loads a cycle feed it, and and with fewer than eight accumulators latency (4 cycles) shows.
     """
     vectors = max(1, block // max(1, target.lanes(32)))
     widest = max(1, (target.vector_registers - vectors - 1) // vectors)
@@ -54,5 +57,9 @@ def columns_in_tile(target: Target, columns: int, block: int) -> int:
 def chunks(target: Target, columns: int, block: int) -> int:
     """Into how many equal pieces a long row of columns is cut: as many as cost nothing in tiles that fit worse."""
     whole = tile_cycles(target, columns, block)[0]
-    good = [n for n in range(1, MOST_CHUNKS + 1) if columns % n == 0 and n * tile_cycles(target, columns // n, block)[0] <= 1.02 * whole]
+    good = [
+        n
+        for n in range(1, MOST_CHUNKS + 1)
+        if columns % n == 0 and n * tile_cycles(target, columns // n, block)[0] <= 1.02 * whole
+    ]
     return max(good)
