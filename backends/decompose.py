@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from graphc.backends import decompose_arrays as arrays
 from graphc.backends import decompose_quantized as quantized
 from graphc.backends import decompose_signal as signal
-from graphc.backends.decompose_functions import expand, layer_normalization
+from graphc.backends.decompose_functions import expand
 from graphc.backends.decompose_recurrent import recurrent
 from graphc.backends.decompose_resize import resize
 from graphc.backends.decompose_rewrite import Decline, Rewrite, Rule
@@ -39,7 +39,7 @@ RULES: Mapping[str, Rule] = {
     "CumProd": arrays.cumulative_product,
     "DFT": signal.dft,
     "Det": arrays.determinant,
-    "LayerNormalization": layer_normalization,
+    "LayerNormalization": arrays.layer_normalization,
     "LpNormalization": arrays.lp_normalization,
     "QLinearConv": quantized.qlinear_conv,
     "QLinearMatMul": quantized.qlinear_matmul,

@@ -162,6 +162,30 @@ def batch_normalization(rewrite: Rewrite) -> None:
     rewrite.finish(y, *running)
 
 
+def layer_normalization(rewrite: Rewrite) -> None:
+    """Written out where its mean or deviation is asked for, or its scale has not the shape of the normalized axes."""
+    node, x = rewrite.node, rewrite.node.inputs[0]
+    shape, kind = rewrite.dims(x), rewrite.type(x).dtype
+    first = node.get_int("axis", -1) % len(shape)
+    whole = all(rewrite.dims(name) == shape[first:] for name in node.inputs[1:] if name)
+    if whole and not rewrite.wants(1) and not rewrite.wants(2):
+        raise Decline
+    single = np.dtype(np.float32)
+    stash = single if node.get_int("stash_type", 1) == 1 else kind
+    wide = x if stash == kind else rewrite.op("Cast", x, to=1)
+    axes = rewrite.ints(*range(first, len(shape)))
+    center = rewrite.op("ReduceMean", wide, axes, keepdims=1)
+    away = rewrite.op("Sub", wide, center)
+    square = rewrite.op("ReduceMean", rewrite.op("Mul", away, away), axes, keepdims=1)
+    epsilon = rewrite.number(node.get_float("epsilon", 1e-5), stash)
+    inverse = rewrite.op("Reciprocal", rewrite.op("Sqrt", rewrite.op("Add", square, epsilon)))
+    y = rewrite.op("Mul", away, inverse)
+    y = rewrite.op("Mul", y if stash == kind else rewrite.op("CastLike", y, x), node.inputs[1])
+    if rewrite.input(2):
+        y = rewrite.op("Add", y, rewrite.input(2))
+    rewrite.finish(y, center, inverse)
+
+
 def affine_grid(rewrite: Rewrite) -> None:
     """Positions of a regular grid, homogeneous, times theta."""
     theta, size = rewrite.node.inputs[0], rewrite.value(1)

@@ -26,16 +26,6 @@ def expand(rewrite: Rewrite) -> None:
     rewrite.finish(*results)
 
 
-def layer_normalization(rewrite: Rewrite) -> None:
-    """Written out where its mean or deviation is asked for, or its scale has not the shape of the normalized axes."""
-    shape = rewrite.dims(rewrite.node.inputs[0])
-    normalized = shape[rewrite.node.get_int("axis", -1) :]
-    whole = all(rewrite.dims(name) == normalized for name in rewrite.node.inputs[1:] if name)
-    if whole and not rewrite.wants(1) and not rewrite.wants(2):
-        raise Decline
-    expand(rewrite)
-
-
 def body_of(graph: Graph, node: Node) -> Graph:
     """The folded body as a graph; its inputs are those operands of `node` that are no constants, each once.
 

@@ -1,10 +1,10 @@
 """Resize in any of ONNX's modes: along each axis, a product with the constant matrix of its weights [out, in].
 
-Only what code generation lacks comes here (antialiasing, cubic, crops, odd axes): plain nearest and linear resizing of
-images is left alone. Formulas: the ONNX specification of Resize.
+Nearest takes elements by constant positions instead. Only what code generation lacks comes here (antialiasing, cubic,
+crops, odd axes and ratios): plain nearest and linear resizing of images is left alone. Formulas: ONNX's specification.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 
@@ -32,34 +32,42 @@ def resize(rewrite: Rewrite) -> None:
     node = rewrite.node
     x, wanted = node.inputs[0], rewrite.dims(node.outputs[0])
     mode = node.get_str("coordinate_transformation_mode", "half_pixel")
-    if _plain(rewrite, mode):
+    axes = _axes(rewrite, wanted)
+    if _plain(rewrite, mode, axes):
         raise Decline
     outside = np.zeros(wanted, bool)
     current, kind = x, rewrite.type(x).dtype
-    if kind.kind != "f":
+    nearest = node.get_str("mode", "nearest") == "nearest"
+    if kind.kind != "f" and not nearest:
         raise Decline
-    for i, axis in _axes(rewrite, wanted).items():
+    for i, axis in axes.items():
         places = positions(axis, mode)
         if mode == "tf_crop_and_resize":
             beyond = (places < 0) | (places > axis.given - 1)
             outside |= beyond.reshape([-1 if k == i else 1 for k in range(len(wanted))])
         elif axis.given == axis.wanted and np.allclose(places, np.arange(axis.wanted)):
             continue
-        current = _along(rewrite, current, i, len(wanted), _matrix(rewrite, axis, places).astype(kind))
+        if nearest:
+            current = rewrite.op("Gather", current, rewrite.constant(_nearest(rewrite, axis, places)), axis=i)
+        else:
+            current = _along(rewrite, current, i, len(wanted), _matrix(rewrite, axis, places).astype(kind))
     if outside.any():
         filler = rewrite.number(node.get_float("extrapolation_value", 0.0), kind)
         current = rewrite.op("Where", rewrite.constant(outside), filler, current)
     rewrite.finish(current)
 
 
-def _plain(rewrite: Rewrite, mode: str) -> bool:
-    """Whether code generation has this kind: the two axes of images, nearest or linear."""
+def _plain(rewrite: Rewrite, mode: str, axes: Mapping[int, Axis]) -> bool:
+    """Whether code generation has this kind: two axes of images, linear, or nearest to whole multiples."""
     node, shape, wanted = rewrite.node, rewrite.dims(rewrite.node.inputs[0]), rewrite.dims(rewrite.node.outputs[0])
-    special = ("antialias", "exclude_outside")
+    special, nearest = ("antialias", "exclude_outside"), node.get_str("mode", "nearest") == "nearest"
     return (
         len(shape) == 4 and shape[:2] == wanted[:2] and mode in PLAIN and node.get_str("mode", "nearest") != "cubic"
         and not any(node.get_int(key, 0) for key in special) and "axes" not in node.attributes
         and node.get_str("keep_aspect_ratio_policy", "stretch") == "stretch"
+        and all(axis.wanted == axis.scale * axis.given for axis in axes.values())
+        and (mode != "align_corners" or min(wanted[2:]) > 1)
+        and not (nearest and any(axis.wanted % axis.given for axis in axes.values()))
     )  # fmt: skip
 
 
@@ -114,11 +122,8 @@ def _matrix(rewrite: Rewrite, axis: Axis, places: Numbers) -> Numbers:
     node, mode = rewrite.node, rewrite.node.get_str("mode", "nearest")
     matrix = np.zeros((axis.wanted, axis.given))
     for row, place in zip(matrix, places, strict=True):
-        if mode == "nearest":
-            taps = {_nearest(place, node.get_str("nearest_mode", "round_prefer_floor")): 1.0}
-        else:
-            narrow = min(1.0, axis.scale) if node.get_int("antialias", 0) else 1.0
-            taps = _taps(place, mode, narrow, node.get_float("cubic_coeff_a", -0.75))
+        narrow = min(1.0, axis.scale) if node.get_int("antialias", 0) else 1.0
+        taps = _taps(place, mode, narrow, node.get_float("cubic_coeff_a", -0.75))
         inside = {i: w for i, w in taps.items() if 0 <= i < axis.given}
         if node.get_int("exclude_outside", 0):
             taps = inside
@@ -128,12 +133,16 @@ def _matrix(rewrite: Rewrite, axis: Axis, places: Numbers) -> Numbers:
     return matrix
 
 
-def _nearest(place: float, mode: str) -> int:
-    if mode == "floor":
-        return floor(place)
-    if mode == "ceil":
-        return ceil(place)
-    return ceil(place - 0.5) if mode == "round_prefer_floor" else floor(place + 0.5)
+def _nearest(rewrite: Rewrite, axis: Axis, places: Numbers) -> Numbers:
+    """The input index that each output takes."""
+    mode = rewrite.node.get_str("nearest_mode", "round_prefer_floor")
+    rounded = {
+        "floor": np.floor(places),
+        "ceil": np.ceil(places),
+        "round_prefer_floor": np.ceil(places - 0.5),
+        "round_prefer_ceil": np.floor(places + 0.5),
+    }
+    return np.clip(rounded[mode], 0, axis.given - 1).astype(np.int64)
 
 
 def _taps(place: float, mode: str, narrow: float, a: float) -> dict[int, float]:
