@@ -34,7 +34,7 @@ class Divergence:
 
     def __str__(self) -> str:
         if self.node is None or self.comparison is None:
-            return "a fresh build agrees: this artifact is damaged, of another model, or of another graphc. Build it again."
+            return "a fresh build agrees: this artifact is damaged, or of another model or graphc. Build it again."
         found = self.comparison
         amount = f"{found.differing} of {found.elements} elements" if found.exact else f"error {found.error:.1e}"
         fused = "; only while it is fused with its neighbours" if self.alone else ""

@@ -117,11 +117,12 @@ class Difference:
     largest: float = 0.0
 
     def add(self, actual: Array, expected: Array) -> None:
-        """Take in two arrays of one shape; equal infinities and equal NaNs do not differ."""
+        """Take in two arrays of one shape. Equal infinities and NaNs do not differ; unequal ones do so infinitely."""
         left, right = actual.astype(np.float64), expected.astype(np.float64)
         same = (left == right) | (np.isnan(left) & np.isnan(right))
         finite = np.where(np.isfinite(right), right, 0.0)
-        apart = np.abs(np.where(same, 0.0, np.subtract(left, right, where=~same, out=np.zeros_like(left))))
+        apart = np.abs(np.subtract(left, right, where=~same, out=np.zeros_like(left)))
+        apart = np.where(np.isnan(apart), inf, apart)
         self.signal += float(np.square(finite).sum())
         self.noise += float(np.square(apart).sum())
         self.peak = max(self.peak, float(np.abs(finite).max(initial=0.0)))
@@ -132,7 +133,8 @@ class Difference:
         """Signal to noise in dB; None where nothing differs."""
         if self.noise == 0.0:
             return None
-        return 10.0 * log10(self.signal / self.noise) if self.signal else -inf
+        ratio = self.signal / self.noise
+        return 10.0 * log10(ratio) if ratio else -inf
 
     @property
     def error(self) -> float:
