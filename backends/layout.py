@@ -354,10 +354,11 @@ RULES: dict[str, Rule] = {
     **_table(_spatial, "Conv ConvTranspose MaxPool AveragePool GlobalAveragePool GlobalMaxPool"),
     **_table(
         _elementwise,
-        "Abs Acos Acosh Add And Asin Asinh Atan Atanh BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil Celu Cos "
-        "Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu "
-        "Less LessOrEqual Log Max Min Mish Mod Mul Multiply Neg Not Or PRelu Pow Reciprocal Relu Round Selu Shrink "
-        "Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor",
+        "Abs Acos Acosh Add And Asin Asinh Atan Atanh BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil "
+        "Celu Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity "
+        "IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Min Mish Mod Mul Multiply Neg Not Or PRelu Pow "
+        "Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan "
+        "Tanh ThresholdedRelu Where Xor",
     ),
     **_table(_first_operand, "Clip QuantizeLinear DequantizeLinear Table"),
     **_table(_along_axis, "Concat Split Softmax LogSoftmax Hardmax"),
