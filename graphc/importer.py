@@ -26,7 +26,7 @@ from graphc.ir.functions import DOMAIN, function_for, functions_in
 from graphc.ir.graph import OPSET, Array, Attribute, Dim, Graph, Node, TensorType
 from graphc.ir.infer import ONNX_ERRORS, type_from_proto
 from graphc.ir.nested import retype
-from graphc.ir.protobuf import attribute_from_proto, type_to_proto
+from graphc.ir.protobuf import attribute_from_proto, forget_output_types, type_to_proto
 from graphc.opsets import lowered, opset_of, raised
 from graphc.weights import ONNX, Weights, describe, free_name, set_field, subgraphs
 
@@ -69,6 +69,8 @@ def _load(model: ModelProto, folder: Folder, shapes: Mapping[str, Sequence[Dim]]
     weights.take(model.graph)
     if opset > OPSET:
         model = lowered(model, opset)
+        _sort_graph(model.graph, set())
+        weights.take(model.graph)
     if opset < OPSET:
         _forget_types(model.graph)
         model = raised(model, opset)
@@ -270,8 +272,7 @@ def _callees(nodes: Iterable[NodeProto]) -> Iterator[tuple[str, str]]:
 def _forget_types(graph: GraphProto) -> None:
     """Drop types of results: files carry stale ones, and inference believes what it finds."""
     del graph.value_info[:]
-    for output in graph.output:
-        output.ClearField("type")
+    forget_output_types(graph)
     for node in graph.node:
         for subgraph in subgraphs(node):
             _forget_types(subgraph)

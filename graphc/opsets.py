@@ -8,6 +8,7 @@ the model are among the old ones is settled by type inference, later. `_COMPATIB
 from collections.abc import Callable, Iterable, Iterator
 
 import onnx
+import onnx.inliner
 import onnx.version_converter
 from onnx import ModelProto, NodeProto, helper
 
@@ -64,7 +65,11 @@ def raised(model: ModelProto, opset: int) -> ModelProto:
 
 
 def lowered(model: ModelProto, opset: int) -> ModelProto:
-    """The model at `OPSET`, from a newer one. Raises UnsupportedError naming the first operator that has changed."""
+    """The model at `OPSET`, from a newer one: new operators dissolve into the function bodies that onnx gives them.
+
+    Raises UnsupportedError naming the first operator that is none of the old ones, and has no body.
+    """
+    model = _dissolved(model, opset)
     for node in every_node(model.graph.node):
         if node.domain in ONNX and not _unchanged(node, opset):
             remedy = f"Export the model at opset {OPSET}, or without this operator."
@@ -72,6 +77,23 @@ def lowered(model: ModelProto, opset: int) -> ModelProto:
     for entry in model.opset_import:
         entry.version = OPSET if entry.domain in ONNX else entry.version
     return model
+
+
+def _dissolved(model: ModelProto, opset: int) -> ModelProto:
+    new = {
+        node.op_type
+        for node in every_node(model.graph.node)
+        if node.domain in ONNX and onnx.defs.has(node.op_type, opset, "") and not _unchanged(node, opset)
+    }
+    schemas = [onnx.defs.get_schema(name, opset, "") for name in sorted(new)]
+    bodies = [("", schema.name) for schema in schemas if schema.has_function or schema.has_context_dependent_function]
+    if not bodies:
+        return model
+    try:
+        return onnx.inliner.inline_selected_functions(model, bodies, inline_schema_functions=True)
+    except ONNX_ERRORS as error:
+        problem = f"onnx cannot write {', '.join(sorted(new))} in operators of opset {OPSET}: {error}."
+        raise UnsupportedError("", problem, f"Export the model at opset {OPSET}.") from error
 
 
 def _unchanged(node: NodeProto, opset: int) -> bool:

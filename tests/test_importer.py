@@ -349,6 +349,22 @@ def test_big_constants_of_subgraphs_become_the_graphs() -> None:
         assert_same(model, graph, x=np.ones((2, 40), np.float32), c=np.array(flag))
 
 
+def test_subgraphs_may_return_constants_and_values_around_them() -> None:
+    model = model_of(
+        """g (bool c, float[3] x) => (z) { y = Neg(x) z = If (c) <
+            then_branch = t () => (float[3] k) { k = Constant<value = float[3] {1, 2, 3}>() },
+            else_branch = e () => (y) { }> }""",
+        11,
+    )
+    graph = load(model)
+    assert graph.types["z"].shape == (3,)
+    again = graph.to_onnx()
+    onnx.checker.check_model(again, full_check=True)
+    x = np.ones(3, np.float32)
+    assert run(again, x=x, c=np.array(True))[0].tolist() == [1, 2, 3]
+    assert run(again, x=x, c=np.array(False))[0].tolist() == [-1, -1, -1]
+
+
 def test_loop_keeps_the_shape_that_its_body_returns() -> None:
     model = model_of("""g (float[2,3] x, int64 n) => (y, ys) { go = Constant<value = bool {1}>()
         y, ys = Loop(n, go, x) <body = b (int64 i, bool c, float[A,B] h) => (bool d, float[A,B] k, float[A,B] s) {

@@ -16,7 +16,7 @@ from graphc.errors import InputError
 from graphc.ir.functions import DOMAIN, VERSION, functions_in
 from graphc.ir.graph import IR_VERSION, OPSET, Array, Attribute, Graph, Node, TensorType
 from graphc.ir.infer import MAX_SHAPE_DATA, ML_OPSET, ONNX_ERRORS, conform, infer, type_from_proto
-from graphc.ir.protobuf import graph_to_proto, node_to_proto, tensor_to_proto, type_to_proto
+from graphc.ir.protobuf import forget_output_types, graph_to_proto, node_to_proto, tensor_to_proto, type_to_proto
 
 Types = Mapping[str, TensorType]
 Arrays = Mapping[str, Array]
@@ -76,8 +76,7 @@ def _typed_body(node: Node, body: Graph, carried: list[TensorType], types: Types
     for value, default in zip(proto.input[:2], (np.int64, np.bool_), strict=True):
         if not value.type.tensor_type.HasField("shape"):
             value.type.CopyFrom(type_to_proto(TensorType(np.dtype(default), ())))
-    for output in proto.output:
-        output.ClearField("type")
+    forget_output_types(proto)
     return retype(body, _inferred(proto, node, body.captures, types, constants), types, constants)
 
 
@@ -130,8 +129,9 @@ def _inferred(graph: GraphProto, node: Node, reads: tuple[str, ...], types: Type
 def _forget_types(node: NodeProto) -> None:
     """Drop the types at the borders of subgraphs: inference finds them anew, and takes old ones for true."""
     for attribute in node.attribute:
-        for value in (*attribute.g.input, *attribute.g.output):
+        for value in attribute.g.input:
             value.ClearField("type")
+        forget_output_types(attribute.g)
         for inner in attribute.g.node:
             _forget_types(inner)
 

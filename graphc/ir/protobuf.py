@@ -19,7 +19,9 @@ def tensor_to_proto(name: str, array: Array) -> TensorProto:
 
 def attribute_to_proto(name: str, value: Attribute) -> AttributeProto:
     if isinstance(value, Graph):
-        return helper.make_attribute(name, graph_to_proto(value))
+        proto = graph_to_proto(value)
+        _copy_captured_outputs(proto, value)
+        return helper.make_attribute(name, proto)
     if isinstance(value, np.ndarray):
         return helper.make_attribute(name, tensor_to_proto("", value))
     if isinstance(value, str):
@@ -103,6 +105,25 @@ def graph_to_proto(graph: Graph, constants: Mapping[str, TensorProto] | None = N
     proto.initializer.extend(tensors.values())
     proto.node.extend(node_to_proto(node) for node in graph.nodes)
     return proto
+
+
+def _copy_captured_outputs(proto: GraphProto, graph: Graph) -> None:
+    """ONNX lets no subgraph return a value of the graph around it: it returns a copy."""
+    for i, output in enumerate(proto.output):
+        if output.name in graph.captures:
+            copy = f"{output.name}_from_{proto.name}_{i}"
+            proto.node.append(helper.make_node("Identity", [output.name], [copy], name=copy))
+            output.name = copy
+
+
+def forget_output_types(graph: GraphProto) -> None:
+    """Drop the types of a graph's outputs; those of constants are set, since inference does not look there."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for output in graph.output:
+        output.ClearField("type")
+        if output.name in constants:
+            tensor = constants[output.name]
+            output.type.CopyFrom(helper.make_tensor_type_proto(tensor.data_type, tensor.dims))
 
 
 def _value_info(graph: Graph, name: str) -> onnx.ValueInfoProto:
