@@ -27,7 +27,7 @@ from graphc.ir.graph import OPSET, Array, Attribute, Dim, Graph, Node, TensorTyp
 from graphc.ir.infer import ONNX_ERRORS, type_from_proto
 from graphc.ir.nested import retype
 from graphc.ir.protobuf import attribute_from_proto, forget_output_types, type_to_proto
-from graphc.opsets import lowered, opset_of, raised
+from graphc.opsets import dissolved, lowered, opset_of, raised
 from graphc.weights import ONNX, Weights, describe, free_name, set_field, subgraphs
 
 Source: TypeAlias = str | Path | bytes | ModelProto
@@ -67,15 +67,14 @@ def _load(model: ModelProto, folder: Folder, shapes: Mapping[str, Sequence[Dim]]
     weights.take(model.graph)
     model = _inline(model)
     weights.take(model.graph)
-    if opset > OPSET:
-        model = lowered(model, opset)
-        _sort_graph(model.graph, set())
-        weights.take(model.graph)
     if opset < OPSET:
         _forget_types(model.graph)
         model = raised(model, opset)
-        _sort_graph(model.graph, set())
-        weights.take(model.graph)
+    elif opset > OPSET:
+        model = lowered(model, opset)
+    model = dissolved(model)
+    _sort_graph(model.graph, set())
+    weights.take(model.graph)
     _fix_shapes(model.graph, shapes, weights.arrays)
     _forget_types(model.graph)
     proto = _infer_types(model).graph

@@ -19,6 +19,8 @@ from graphc.ir.infer import ONNX_ERRORS
 from graphc.weights import ONNX, describe, subgraphs
 
 OLDEST_OPSET = 7
+NOT_IN_ONNXRUNTIME = frozenset(("Swish",))
+"""Operators with a body in onnx that onnxruntime 1.31 cannot run at this opset."""
 
 
 def opset_of(model: ModelProto) -> int:
@@ -56,6 +58,10 @@ def every_node(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
 
 def raised(model: ModelProto, opset: int) -> ModelProto:
     """The model at `OPSET`, from an older one."""
+    scan = next((node for node in every_node(model.graph.node) if node.op_type == "Scan" and opset < 9), None)
+    if scan is not None:  # the converter drops the batch dimension, and with it the meaning
+        problem = "it scans a batch, as Scan of opset 8 does, which later opsets cannot."
+        raise UnsupportedError(describe(scan), problem, "Export the model at opset 9 or newer.")
     model.ir_version = max(model.ir_version, IR_VERSION)  # older ones demand an input for every initializer
     try:
         return onnx.version_converter.convert_version(model, OPSET)
@@ -69,7 +75,12 @@ def lowered(model: ModelProto, opset: int) -> ModelProto:
 
     Raises UnsupportedError naming the first operator that is none of the old ones, and has no body.
     """
-    model = _dissolved(model, opset)
+    changed = {
+        node.op_type
+        for node in every_node(model.graph.node)
+        if node.domain in ONNX and onnx.defs.has(node.op_type, opset, "") and not _unchanged(node, opset)
+    }
+    model = _inlined(model, {name for name in changed if _with_body(name, opset)})
     for node in every_node(model.graph.node):
         if node.domain in ONNX and not _unchanged(node, opset):
             remedy = f"Export the model at opset {OPSET}, or without this operator."
@@ -79,21 +90,38 @@ def lowered(model: ModelProto, opset: int) -> ModelProto:
     return model
 
 
-def _dissolved(model: ModelProto, opset: int) -> ModelProto:
-    new = {
-        node.op_type
-        for node in every_node(model.graph.node)
-        if node.domain in ONNX and onnx.defs.has(node.op_type, opset, "") and not _unchanged(node, opset)
-    }
-    schemas = [onnx.defs.get_schema(name, opset, "") for name in sorted(new)]
-    bodies = [("", schema.name) for schema in schemas if schema.has_function or schema.has_context_dependent_function]
-    if not bodies:
+def dissolved(model: ModelProto) -> ModelProto:
+    """The model without operators that onnxruntime can neither run nor take apart at `OPSET`."""
+    return _inlined(model, {node.op_type for node in every_node(model.graph.node)} & NOT_IN_ONNXRUNTIME)
+
+
+def _inlined(model: ModelProto, operators: set[str]) -> ModelProto:
+    if not operators:
         return model
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ONNX)
+    for node in every_node(model.graph.node):
+        if node.op_type in operators and node.domain in ONNX:
+            _state_defaults(node, opset)
     try:
-        return onnx.inliner.inline_selected_functions(model, bodies, inline_schema_functions=True)
+        return onnx.inliner.inline_selected_functions(
+            model, [("", name) for name in sorted(operators)], inline_schema_functions=True
+        )
     except ONNX_ERRORS as error:
-        problem = f"onnx cannot write {', '.join(sorted(new))} in operators of opset {OPSET}: {error}."
+        problem = f"onnx cannot write {', '.join(sorted(operators))} in simpler operators: {error}."
         raise UnsupportedError("", problem, f"Export the model at opset {OPSET}.") from error
+
+
+def _state_defaults(node: NodeProto, opset: int) -> None:
+    """Write out attributes that are left at their default: the inliner does not know it."""
+    stated = {attribute.name for attribute in node.attribute}
+    for attribute in onnx.defs.get_schema(node.op_type, opset, "").attributes.values():
+        if attribute.name not in stated and attribute.default_value.name:
+            node.attribute.append(attribute.default_value)
+
+
+def _with_body(name: str, opset: int) -> bool:
+    schema = onnx.defs.get_schema(name, opset, "")
+    return bool(schema.has_function or schema.has_context_dependent_function)
 
 
 def _unchanged(node: NodeProto, opset: int) -> bool:

@@ -121,10 +121,13 @@ def test_newer_opsets_are_read_where_nothing_has_changed(text: str) -> None:
 
 def test_new_operators_dissolve_into_their_bodies() -> None:
     graph = load(model_of("g (float[2,4] a, float[2,4] b) => (y) { y = SwiGLU(a, b) }", 28))
-    assert [node.op for node in graph.nodes] == ["Swish", "Mul"]
-    onnx.checker.check_model(graph.to_onnx(), full_check=True)
-    graph = load(model_of('g (float[1,1,4,4] x) => (y) { y = SpaceToDepth<blocksize = 2, mode = "CRD">(x) }', 28))
-    assert graph.types["y"].shape == (1, 4, 2, 2)
+    assert [node.op for node in graph.nodes if node.op != "CastLike"] == ["Mul", "Sigmoid", "Mul", "Mul"]
+    a, b = np.random.default_rng(0).normal(size=(2, 2, 4)).astype(np.float32)
+    np.testing.assert_allclose(run(graph.to_onnx(), a=a, b=b)[0], a / (1 + np.exp(-a)) * b, rtol=1e-5)
+    graph = load(model_of('g (float[1,2,4,4] x) => (y) { y = SpaceToDepth<blocksize = 2, mode = "CRD">(x) }', 28))
+    x = np.arange(32, dtype=np.float32).reshape(1, 2, 4, 4)
+    expected = x.reshape(1, 2, 2, 2, 2, 2).transpose(0, 1, 3, 5, 2, 4).reshape(1, 8, 2, 2)
+    np.testing.assert_array_equal(run(graph.to_onnx(), x=x)[0], expected)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +147,16 @@ def test_newer_operators_are_refused(text: str, problem: str) -> None:
 def test_operands_of_two_types_are_refused() -> None:
     with pytest.raises(InputError, match=r"operand B is tensor\(int64\) where another one is tensor\(float\)"):
         load(model_of("g (float[2] x, int64[2] i) => (y) { y = Add(x, i) }"))
+
+
+def test_scans_of_opset_8_are_refused() -> None:
+    model = model_of(
+        """g (float[1,3] h, float[1,5,3] s) => (z) { z = Scan <num_scan_inputs = 1,
+            body = b (float[3] a, float[3] c) => (float[3] d) { d = Add(a, c) }>(, h, s) }""",
+        8,
+    )
+    with pytest.raises(UnsupportedError, match="Scan 'z': it scans a batch, as Scan of opset 8 does"):
+        load(model)
 
 
 def test_domain_names_have_one_spelling() -> None:
