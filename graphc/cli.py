@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 a bug in graphc; 2 the user's spec, model or data; 3 over 
 5 a toolchain is missing. Everything heavy is imported inside the commands, so that `graphc --help` is quick.
 """
 
+import signal
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -210,4 +211,7 @@ def passes(json: Json = False) -> None:
 def main() -> None:
     """Entry point of the console script."""
     sys.excepthook = _unforeseen
+    signal.signal(
+        signal.SIGTERM, lambda number, _frame: sys.exit(128 + number)
+    )  # an exception, so that files are removed
     get_command(app)()

@@ -9,7 +9,7 @@ from graphc.budget import check_budget
 from graphc.compile import Build, build_job
 from graphc.ir.cost import cost
 from graphc.job import Job, prepare
-from graphc.report import Quality, Report, Step
+from graphc.report import Latency, Quality, Report, Step
 from graphc.terminal import duration, line_out, number, size, table
 
 NOTHING = "-"
@@ -83,12 +83,17 @@ def _summary(report: Report, unit: str) -> Iterator[tuple[str, str, str, str]]:
     yield "weights", size(first.bytes), size(last.bytes), _times(first.bytes, last.bytes, "smaller", "larger")
     yield "MACs", _count(first.macs), _count(last.macs), ""
     for target in report.targets:
-        if target.latency is not None and report.before is not None:
-            before, after = report.before.median, target.latency.median
-            remark = f"{report.before.engine} before; {_times(before, after, 'faster', 'slower')}"
-            yield f"latency, {target.id}", duration(before), duration(after), remark
+        if target.latency is not None:
+            yield _latency(target.id, report.before, target.latency)
         yield f"flash, {target.id}", NOTHING, size(target.flash), "code and weights"
         yield f"RAM, {target.id}", NOTHING, size(target.ram), ""
+
+
+def _latency(target: str, before: Latency | None, after: Latency) -> tuple[str, str, str, str]:
+    if before is None:
+        return f"latency, {target}", NOTHING, duration(after.median), "onnxruntime cannot run the original"
+    remark = f"{before.engine} before; {_times(before.median, after.median, 'faster', 'slower')}"
+    return f"latency, {target}", duration(before.median), duration(after.median), remark
 
 
 def _accuracy(report: Report, before: Quality, unit: str) -> Iterator[tuple[str, str, str, str]]:

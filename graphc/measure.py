@@ -6,8 +6,10 @@ Artifacts are run where this machine can run them; for the others only sizes are
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from graphc.ir.text import fingerprint
 from graphc.job import Job
 from graphc.machine import machine
 from graphc.memory import Memory
-from graphc.peers import start
+from graphc.peers import Run, start
 from graphc.pipeline import Compressed
 from graphc.progress import Progress
 from graphc.quality import Model, qualities
@@ -35,6 +37,7 @@ from graphc.version import VERSION
 
 SECONDS = 0.5
 """How long latency is measured for, per target."""
+OWN = "graphc"
 BEFORE = "onnxruntime"
 
 
@@ -70,12 +73,11 @@ class _Target:
 
     def report(self) -> tuple[TargetReport, Latency | None]:
         """Its figures, and the latency of the original model measured beside it."""
-        manifest = artifact.read(self.folder)
         quality = after = before = None
         if self._runs_here():
             quality = self._quality()
             after, before = self._latencies()
-        return _target_report(manifest, self.folder, quality, after), before
+        return _target_report(self._manifest, self.folder, quality, after), before
 
     def _runs_here(self) -> bool:
         try:
@@ -102,24 +104,28 @@ class _Target:
     def _border(self) -> Border:
         return Border.of(self.graph, border_types(self.job.model))
 
-    @property
+    @cached_property
+    def _manifest(self) -> Manifest:
+        return artifact.read(self.folder)
+
+    @cached_property
     def _content(self) -> str:
         """What the artifact runs, as a digest."""
-        library = artifact.read(self.folder).files.library
+        library = self._manifest.files.library
         assert library is not None
         return hashlib.sha256((self.folder / library).read_bytes()).hexdigest()
 
-    def _latencies(self) -> tuple[Latency, Latency]:
-        """One run of the artifact and of the original on one thread; measured once per machine."""
+    def _latencies(self) -> tuple[Latency, Latency | None]:
+        """One run of the artifact, and of the original where onnxruntime can run it; one thread, once per machine."""
         parts = (self._content, fingerprint(self.job.model), machine())
         kept = self.memory.recall("latency", *parts)
         if kept is None:
             kept = json.dumps([latency.model_dump() for latency in self._measured()]).encode()
             self.memory.keep(kept, "latency", *parts)
-        after, before = (Latency.model_validate(latency) for latency in json.loads(kept))
-        return after, before
+        found = {latency.engine: latency for latency in map(Latency.model_validate, json.loads(kept))}
+        return found[OWN], found.get(BEFORE)
 
-    def _measured(self) -> tuple[Latency, Latency]:
+    def _measured(self) -> list[Latency]:
         stage = f"{self.folder.name}: latency"
         self.progress(stage, 0.0)
         original = self.folder.with_name(".original.onnx")
@@ -128,13 +134,14 @@ class _Target:
         with Runner(self.folder) as runner:
             stored = self._border.enter(feeds)
             given = [stored[tensor.name] for tensor in runner.inputs]
-            runs = {"graphc": lambda: runner(*given), BEFORE: start(BEFORE, original, feeds, 1)}
+            runs: dict[str, Run] = {OWN: lambda: runner(*given)}
+            with suppress(UnsupportedError):
+                runs[BEFORE] = start(BEFORE, original, feeds, 1)
             figures = interleave(runs, SECONDS)
         for path in (original, original.with_name(f"{original.name}.data")):
             path.unlink(missing_ok=True)
         self.progress(stage, 1.0)
-        after, before = (latency_of(name, 1, figures[name]) for name in runs)
-        return after, before
+        return [latency_of(name, 1, seconds) for name, seconds in figures.items()]
 
 
 def by_name(runner: Runner) -> Model:

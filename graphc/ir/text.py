@@ -9,10 +9,14 @@ output y
 
 import hashlib
 from collections.abc import Iterator
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from graphc.ir.graph import Array, Attribute, Graph, Node
+
+_FINGERPRINTS: WeakKeyDictionary[Graph, str] = WeakKeyDictionary()
+"""Graphs never change, and a build asks for the same fingerprints again and again."""
 
 SHOWN = 8
 """Constants up to this many elements are written out; others stand as a digest of their bytes."""
@@ -25,7 +29,10 @@ def text(graph: Graph) -> str:
 
 def fingerprint(graph: Graph) -> str:
     """SHA-256 (hex) over names, types, structure, attributes, metadata and the bytes of every constant."""
-    return hashlib.sha256("\n".join(_lines(graph, 64)).encode("utf-8", "surrogateescape")).hexdigest()
+    if graph not in _FINGERPRINTS:
+        content = "\n".join(_lines(graph, 64)).encode("utf-8", "surrogateescape")
+        _FINGERPRINTS[graph] = hashlib.sha256(content).hexdigest()
+    return _FINGERPRINTS[graph]
 
 
 def digest(array: Array) -> str:
