@@ -19,6 +19,7 @@ from graphc.passes import (
     fold_pads,
     fold_patterns,
     fold_pieces,
+    fold_quantized,
     fold_reshapes,
     fold_transposes,
     fold_views,
@@ -35,6 +36,7 @@ _CLEAN = merge(
     fold_reshapes.RULES,
     fold_transposes.RULES,
     fold_pieces.RULES,
+    fold_quantized.RULES,
     fold_views.RULES,
 )
 _PATTERNS = merge(fold_patterns.RULES, _CLEAN)

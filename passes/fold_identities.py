@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from graphc.ir.graph import Array, Node
+from graphc.passes.fold_reshapes import BINARY
 from graphc.passes.fold_sweep import Rule, Rules, Sweep, by_operator
 
 NEUTRAL: Mapping[str, tuple[float, bool]] = {
@@ -113,6 +114,25 @@ def _holds(wide: np.dtype[np.generic], narrow: np.dtype[np.generic]) -> bool:
 def drop_same_shape(sweep: Sweep, node: Node) -> bool:
     """Reshape, Expand, Tile, ... to the shape that is there  ->  x"""
     return sweep.same_type(node.inputs[0], node.outputs[0]) and sweep.forward(node, node.inputs[0])
+
+
+def drop_expand(sweep: Sweep, node: Node) -> bool:
+    """Add(Expand(x), y)  ->  Add(x, y), where the operator broadcasts x as far itself"""
+    shapes = [sweep.shape(name) for name in node.inputs]
+    result = sweep.shape(node.outputs[0])
+    for index, name in enumerate(node.inputs):
+        inner = sweep.producer(name, "Expand")
+        source = sweep.shape(inner.inputs[0]) if inner is not None else None
+        if inner is None or source is None or result is None or sweep.is_decoded(inner.inputs[0]):
+            continue
+        others = [shape for i, shape in enumerate(shapes) if i != index and shape is not None]
+        if len(others) + 1 < len(shapes) or np.broadcast_shapes(source, *others) != result:
+            continue
+        if not sweep.claim(node, through=[inner]):
+            return False
+        sweep.edit.replace(node, inputs=[*node.inputs[:index], inner.inputs[0], *node.inputs[index + 1 :]])
+        return True
+    return False
 
 
 def drop_tile_or_pad(sweep: Sweep, node: Node) -> bool:
@@ -301,6 +321,7 @@ _BY_OPERATOR: tuple[tuple[Rule, tuple[str, ...]], ...] = (
     (drop_cast, ("Cast",)),
     (merge_casts, ("Cast",)),
     (drop_same_shape, SAME_SHAPE),
+    (drop_expand, (*BINARY, "Where")),
     (drop_tile_or_pad, ("Tile", "Pad")),
     (drop_slice, ("Slice",)),
     (drop_single, SINGLE),

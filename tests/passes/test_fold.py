@@ -82,13 +82,19 @@ STEPS = (
     "n{i} = Shape({a})  v{i} = Reshape({a}, n{i})",
     "m{i} = ReduceMean({a}, k_two)  v{i} = Sub({a}, m{i})",
     "m{i} = ReduceMax<keepdims=0>({a}, k_two)  u{i} = Unsqueeze(m{i}, k_two)  v{i} = Div({a}, u{i})",
+    "g{i} = Gather<axis=1>({a}, k_index)  u{i} = Unsqueeze(g{i}, k_one)  v{i} = Mul({b}, u{i})",
+    "g{i} = Gather<axis=2>({a}, k_odd)  h{i} = Slice({b}, k_two, k_six, k_two)  v{i} = Concat<axis=2>(g{i}, h{i})",
+    "v{i} = ScatterND({a}, k_where, c_block)",
+    "p{i} = Concat<axis=1>({a}, {b})  t{i} = Transpose<perm=[0,2,1]>(p{i})  s{i} = Slice(t{i}, k_two, k_five, k_two)"
+    "  v{i} = Transpose<perm=[0,2,1]>(s{i})",
     "f{i} = Pad({a}, k_pads)  v{i} = Conv(f{i}, c_kernel3)",
 )
 CONSTANTS = """float[4] c_last, float[3,1] c_middle, float[2,3,4] cp_full, float c_one, float[3] cp_g, float[3] c_g,
     float[4,4] c_square, float[3,3,1] c_kernel, float[3,3,3] c_kernel3, float c_low, float cp_high,
-    float[2,4,3] c_other"""
+    float[2,4,3] c_other, float[2,2,4] c_block"""
 SHAPES = """<int64[1] k_flat = {24}, int64[3] k_shape = {2, 3, 4}, int64[2] k_rows = {6, 4}, int64[1] k_two = {2},
-    int64[1] k_six = {6}, int64[6] k_pads = {0, 0, 1, 0, 0, 1}>"""
+    int64[1] k_six = {6}, int64[6] k_pads = {0, 0, 1, 0, 0, 1}, int64 k_index = {2}, int64[1] k_one = {1},
+    int64[2] k_odd = {1, 3}, int64[1] k_five = {5}, int64[2,2,2] k_where = {0,1, 0,2, 1,1, 1,2}>"""
 
 
 @st.composite

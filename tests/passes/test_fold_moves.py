@@ -40,6 +40,10 @@ REWRITTEN = {
         { t = Transpose(x)  y = Gemm(t, c_w, c_b) }""",
     "concat_of_concat": """g (float[1,2] x, float[1,3] u, float[1,4] v) => (float[1,9] y)
         { a = Concat<axis=1>(x, u)  y = Concat<axis=-1>(a, v) }""",
+    "expand_before_broadcasting": """g (float[1,4] x, float[3,4] u) => (float[3,4] y)
+        { s = Constant<value_ints=[3,4]>()  e = Expand(x, s)  y = Add(u, e) }""",
+    "expand_that_is_needed": """g (float[1,4] x, float[4] u) => (float[3,4] y)
+        { s = Constant<value_ints=[3,4]>()  e = Expand(x, s)  y = Add(u, e) }""",
     "casts": """g (int32[3] x) => (int32[3] y, float[3] z)
         { a = Cast<to=7>(x)  b = Cast<to=6>(a)  y = Abs(b)  d = Cast<to=11>(x)  z = Cast<to=1>(d) }""",
     "squares_and_clips": """g (float[3] x) => (float[3] y)
