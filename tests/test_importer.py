@@ -563,7 +563,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     ),
     "unknown operator": (
         spoiled(lambda m: setattr(m.graph.node[0], "op_type", "Frobnicate")),
-        "Frobnicate 'y': onnx has no operator 'Frobnicate'",
+        "Frobnicate 'y': onnx has no operator 'Frobnicate' in domain 'ai.onnx' at opset 26",
     ),
     "unknown domain": (spoiled(lambda m: setattr(m.graph.node[0], "domain", "com.x")), "com.x.MatMul 'y': onnx has no"),
     "operator of old": (

@@ -147,7 +147,7 @@ class Edit:
         nodes += [(self._position[node], node) for node in self._added if node not in self._removed]
         renamed, outputs, kept = self._outputs([node for _, node in nodes], inputs)
         nodes += [(len(self.graph.nodes), node) for node in kept]
-        before = {**{node: node for node in self.graph.nodes}, **self._replaced}
+        before = dict(zip(self.graph.nodes, self.graph.nodes, strict=True)) | self._replaced
         placed: list[tuple[int, Node]] = []
         for i, node in nodes:
             final = _rename(node, self._redirects, renamed)
@@ -218,9 +218,10 @@ def _follow(name: str, redirects: Mapping[str, str]) -> str:
 
 def _rename(node: Node, redirects: Mapping[str, str], renamed: Mapping[str, str]) -> Node:
     """`node` with its operands redirected, then both sides renamed; subgraphs included."""
-    final = {
-        name: renamed.get(_follow(name, redirects), _follow(name, redirects)) for name in {*node.reads, *node.outputs}
-    }
+    reads = node.reads
+    if not any(name in redirects or name in renamed for name in (*reads, *node.outputs)):
+        return node
+    final = {name: renamed.get(_follow(name, redirects), _follow(name, redirects)) for name in {*reads, *node.outputs}}
     results = tuple(renamed.get(name, name) for name in node.outputs)
     operands = tuple(final.get(name, name) for name in node.inputs)
     attributes = {

@@ -88,18 +88,21 @@ class Node:
 
     @property
     def subgraphs(self) -> tuple["Graph", ...]:
-        return tuple(value for value in self.attributes.values() if isinstance(value, Graph))
+        return tuple([value for value in self.attributes.values() if isinstance(value, Graph)])
 
     @property
     def reads(self) -> tuple[str, ...]:
         """Every value this node needs: operands that are present, then what its subgraphs capture."""
-        captured = (name for graph in self.subgraphs for name in graph.captures)
-        return tuple(dict.fromkeys([*(name for name in self.inputs if name), *captured]))
+        subgraphs = self.subgraphs
+        if not subgraphs and len(self.inputs) < 2 and "" not in self.inputs:
+            return self.inputs
+        captured = (name for graph in subgraphs for name in graph.captures)
+        return tuple(dict.fromkeys([*filter(None, self.inputs), *captured]))
 
     @property
     def results(self) -> tuple[str, ...]:
         """The outputs that are present."""
-        return tuple(name for name in self.outputs if name)
+        return self.outputs if "" not in self.outputs else tuple(filter(None, self.outputs))
 
     @property
     def label(self) -> str:

@@ -151,24 +151,34 @@ def _type_string(dtype: np.dtype[np.generic]) -> str:
 
 @cache
 def _required(op: str, domain: str) -> tuple[str, ...]:
-    schema = onnx.defs.get_schema(op, OPSET if not domain else ML_OPSET, domain)
-    return tuple(a.name for a in schema.attributes.values() if a.required)
+    schema = _schema(op, domain)
+    return tuple(a.name for a in schema.attributes.values() if a.required) if schema is not None else ()
 
 
 @cache
 def _formals(op: str, domain: str) -> tuple[list[tuple[str, str, bool]], dict[str, frozenset[str]]]:
     """(name, type, whether all of a variadic one agree) of each operand; the element types behind each type's name."""
-    schema = onnx.defs.get_schema(op, OPSET if not domain else ML_OPSET, domain)
+    schema = _schema(op, domain)
+    if schema is None:
+        return [], {}
     formals = [(f.name, f.type_str, f.is_homogeneous) for f in schema.inputs]
     allowed = {kind: frozenset((kind,)) for _, kind, _ in formals if kind.startswith("tensor(")}
     return formals, allowed | {c.type_param_str: frozenset(c.allowed_type_strs) for c in schema.type_constraints}
 
 
 def schema_of(node: Node) -> onnx.defs.OpSchema:
-    """The operator's schema. Raises InputError for operators that onnx does not have (any more)."""
-    version = OPSET if not node.domain else ML_OPSET
-    known = node.domain in ("", "ai.onnx.ml") and onnx.defs.has(node.op, version, node.domain)
-    if not known or onnx.defs.get_schema(node.op, version, node.domain).deprecated:
-        problem = f"onnx has no operator {node.op!r} in domain {node.domain!r} at opset {version}."
+    """The operator's schema. Raises UnsupportedError for operators that onnx does not have (any more)."""
+    schema = _schema(node.op, node.domain)
+    if schema is None:
+        problem = f"onnx has no operator {node.op!r} in domain {node.domain or 'ai.onnx'!r} at opset {OPSET}."
         raise UnsupportedError(node.label, problem, "Give its function body in the model, or replace the operator.")
-    return onnx.defs.get_schema(node.op, version, node.domain)
+    return schema
+
+
+@cache
+def _schema(op: str, domain: str) -> onnx.defs.OpSchema | None:
+    version = {"": OPSET, "ai.onnx.ml": ML_OPSET}.get(domain)
+    if version is None or not onnx.defs.has(op, version, domain):
+        return None
+    schema = onnx.defs.get_schema(op, version, domain)
+    return None if schema.deprecated else schema
