@@ -73,7 +73,7 @@ class Toolchain:
         self._run([*self.archiver, "rcsD", output, _response_file(objects, folder)], folder)
 
     def _run(self, command: Sequence[str], folder: Path) -> None:
-        environment = {**os.environ, "LC_ALL": "C", **self.environment}
+        environment = {**os.environ, "LC_ALL": "C", "TMPDIR": ".", **self.environment}  # its own files stay here too
         output, code = _capture(command, folder, environment, TIMEOUT)
         if code != 0:
             raise ToolchainError(

@@ -18,6 +18,7 @@ from graphc.data import Dataset
 from graphc.errors import InputError
 from graphc.importer import Source, load
 from graphc.ir import Graph, TensorType
+from graphc.ir.check import check_values
 from graphc.passes.protocol import check_order
 from graphc.pipeline import Data
 from graphc.spec import Spec, read
@@ -108,6 +109,7 @@ def _model(model: Source | Graph | None, spec: Spec) -> tuple[Graph, str]:
             raise InputError("model", "the spec names no model, and none was given.", "Add `model: {path: ...}`.")
         model = spec.model.path
     graph = load(model, shapes)
+    check_values(graph)
     for name in graph.inputs:
         if not graph.types[name].is_static:
             problem = f"has open dimensions: {graph.types[name]}."
