@@ -11,8 +11,10 @@ rule declines stays as it is.
 from collections.abc import Mapping
 
 from graphc.backends import decompose_arrays as arrays
+from graphc.backends import decompose_choices as choices
 from graphc.backends import decompose_quantized as quantized
 from graphc.backends import decompose_signal as signal
+from graphc.backends import decompose_windows as windows
 from graphc.backends.decompose_functions import expand
 from graphc.backends.decompose_recurrent import recurrent
 from graphc.backends.decompose_resize import resize
@@ -38,9 +40,14 @@ RULES: Mapping[str, Rule] = {
     "ConvInteger": quantized.conv_integer,
     "CumProd": arrays.cumulative_product,
     "DFT": signal.dft,
+    "DeformConv": windows.deform_conv,
     "Det": arrays.determinant,
+    "If": choices.if_both,
+    "IsInf": choices.is_infinite,
     "LayerNormalization": arrays.layer_normalization,
     "LpNormalization": arrays.lp_normalization,
+    "MaxPool": windows.max_pool,
+    "MaxUnpool": windows.max_unpool,
     "QLinearConv": quantized.qlinear_conv,
     "QLinearMatMul": quantized.qlinear_matmul,
     "Resize": resize,
@@ -48,6 +55,12 @@ RULES: Mapping[str, Rule] = {
     "STFT": signal.stft,
     "TensorScatter": arrays.tensor_scatter,
 }
+
+ML_RULES: Mapping[str, Rule] = {
+    "ArrayFeatureExtractor": choices.array_feature_extractor,
+    "Binarizer": choices.binarizer,
+}
+"""The same for the domain ai.onnx.ml."""
 
 ROUNDS = 50
 """Rounds after which rules are taken to write each other's operators: a bug, not a deep model."""
@@ -69,7 +82,7 @@ def decompose(graph: Graph) -> Graph:
 
 def _write(graph: Graph, edit: Edit, node: Node) -> bool:
     """Write `node` anew if a rule does; says whether one did."""
-    rule = None if node.domain else RULES.get(node.op)
+    rule = {"": RULES, "ai.onnx.ml": ML_RULES}.get(node.domain, {}).get(node.op)
     if rule is None:
         return False
     try:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
 from graphc.backends.decompose import RULES, decompose
@@ -162,6 +162,9 @@ ONNXRUNTIME = [
     ("Resize", [IMAGE, None, None, np.array([1, 2, 9, 8])], (3,), {"mode": "cubic", "exclude_outside": 1}),
     ("Resize", [IMAGE, None, None, np.array([1, 2, 9, 8])], (3,), {"mode": "nearest"}),
     ("Resize", [IMAGE, ROI, None, np.array([1, 2, 5, 4])], (1, 3), {"mode": "linear", **CROP}),
+    ("DeformConv", [normal(1, 4, 6, 7), normal(2, 2, 3, 3), normal(1, 36, 3, 3), normal(2), normal(1, 18, 3, 3)], (),
+     {"group": 2, "offset_group": 2, "strides": [2, 2], "pads": [1, 0, 0, 0]}),
+    ("IsInf", [np.array([np.inf, -np.inf, 1, np.nan], np.float32)], (), {"detect_negative": 0}),
     ("Resize", [normal(2, 9), None, np.array([1, 0.7], np.float32)], (2,), {"mode": "linear"}),
 ]  # fmt: skip
 
@@ -192,6 +195,37 @@ def test_as_in_onnx(
     op: str, operands: list[Array | None], constants: tuple[int, ...], attributes: dict[str, Any]
 ) -> None:
     compare(*graph_of(op, operands, constants, **attributes), rtol=1e-5, atol=1e-6, in_onnx=True)
+
+
+POOLS: list[dict[str, Any]] = [
+    {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 1, 1]},
+    {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1},
+    {"kernel_shape": [2, 2], "strides": [2, 2], "auto_pad": "SAME_UPPER", "storage_order": 1},
+    {"kernel_shape": [2, 3], "dilations": [2, 2]},
+]
+
+
+@pytest.mark.parametrize("attributes", POOLS)
+def test_maxima_and_where_they_lay(attributes: dict[str, Any]) -> None:
+    compare(*graph_of("MaxPool", [normal(2, 3, 7, 8)], (), 2, **attributes), rtol=0, atol=0)
+
+
+def test_maxima_go_back_to_their_places() -> None:
+    x, places = normal(1, 1, 2, 2), np.array([5, 7, 13, 15]).reshape(1, 1, 2, 2)
+    compare(*graph_of("MaxUnpool", [x, places], (), kernel_shape=[2, 2], strides=[2, 2]), rtol=0, atol=0)
+
+
+def test_both_branches_are_computed_and_one_is_picked() -> None:
+    model = parser.parse_model("""
+        <ir_version: 10, opset_import: ["": 21]>
+        choose (bool c, float[3] x) => (float[3] y) {
+          y = If (c) <then_branch = a () => (float[3] p) { p = Relu (x) },
+                      else_branch = b () => (float[3] q) { q = Neg (x) }>
+        }""")
+    for condition in (True, False):
+        given = {"c": np.array(condition), "x": np.array([-1, 0, 2], np.float32)}
+        written = compare(load(model), given, rtol=0, atol=0)
+        assert "Where" in {node.op for node in written.nodes}
 
 
 def test_batch_normalization_in_training() -> None:
