@@ -49,6 +49,8 @@ _ROOMS = (
     "compute_decode",
     "compute_scatter",
     "compute_order",
+    "compute_arithmetic",
+    "compute_cast",
 )
 
 
