@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+
 from graphc import peers
 from graphc.bench import Timing, interleave
 from graphc.importer import load
@@ -77,8 +79,8 @@ def _figures(
     folder: Path, engines: Mapping[str, Callable[[], peers.Run]], inputs: Inputs, threads: int, seconds: float
 ) -> list[Figure]:
     with Runner(folder, threads) as runner:
-        given = [inputs.feeds[0][tensor.name] for tensor in runner.inputs]
-        runs: dict[str, peers.Run] = {OWN: lambda: runner(*given)}
+        given = [np.require(inputs.feeds[0][tensor.name], requirements="CA") for tensor in runner.inputs]
+        runs: dict[str, peers.Run] = {OWN: runner.bind(*given)}
         runs |= {name: start() for name, start in engines.items()}
         figures = interleave(runs, seconds)
     ratios = {

@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from graphc import artifact
 from graphc.artifact import Manifest
 from graphc.bench import Timing, interleave
@@ -133,8 +135,8 @@ class _Target:
         feeds = one_input(self.job)
         with Runner(self.folder) as runner:
             stored = self._border.enter(feeds)
-            given = [stored[tensor.name] for tensor in runner.inputs]
-            runs: dict[str, Run] = {OWN: lambda: runner(*given)}
+            given = [np.require(stored[tensor.name], requirements="CA") for tensor in runner.inputs]
+            runs: dict[str, Run] = {OWN: runner.bind(*given)}
             with suppress(UnsupportedError):
                 runs[BEFORE] = start(BEFORE, original, feeds, 1)
             figures = interleave(runs, SECONDS)

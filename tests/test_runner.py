@@ -90,6 +90,19 @@ def test_results_are_new_arrays(artifact: Path) -> None:
         assert same(first)
 
 
+def test_a_bound_model_reads_and_writes_in_place(artifact: Path) -> None:
+    x = np.zeros_like(X)
+    with graphc.open(artifact) as model:
+        run = model.bind(x)
+        x[:] = X
+        first = run()
+        assert same(first) and run() is first
+        with pytest.raises(InputError, match="expected a dense array"):
+            model.bind(np.asfortranarray(X))
+    with pytest.raises(InputError, match="is closed"):
+        run()
+
+
 def test_it_tells_what_it_is(artifact: Path) -> None:
     with graphc.open(artifact) as model:
         assert [(t.name, t.dtype, t.shape) for t in model.inputs] == [("x", "float32", (4, 16))]
