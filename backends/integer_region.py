@@ -133,7 +133,7 @@ class Region:
             raise Refusal(f"the rank of '{name}' is unknown")
         return len(shape)
 
-    def emit(  # noqa: PLR0917 (one spelling for all rules)
+    def emit(
         self,
         op: str,
         inputs: Sequence[str],
