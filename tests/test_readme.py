@@ -52,6 +52,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, di
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_first_command_builds_the_quickstart(machine: tuple[Path, dict[str, str]]) -> None:
     project, environment = machine
     printed = shell(QUICKSTART, project, environment)
@@ -64,6 +65,7 @@ def test_the_first_command_builds_the_quickstart(machine: tuple[Path, dict[str, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_second_command_finds_the_tests(machine: tuple[Path, dict[str, str]]) -> None:
     """The command as it stands, told by pytest's own variable to collect every test and run none."""
     project, environment = machine
