@@ -12,13 +12,11 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import helper
 
+from graphc.exporter import to_model
 from graphc.ir.edit import Edit
-from graphc.ir.graph import IR_VERSION, OPSET, Array, Graph, Node, TensorType
+from graphc.ir.graph import Array, Graph, Node, TensorType
 from graphc.ir.infer import infer
-from graphc.ir.protobuf import node_to_proto, type_to_proto
 from graphc.passes.fold_decoders import is_decoder
 from graphc.passes.fold_sweep import Refuse
 
@@ -144,23 +142,21 @@ def evaluate(node: Node, operands: Mapping[str, Array], types: Mapping[str, Tens
     return results
 
 
-def _onnxruntime(model: onnx.ModelProto, wanted: list[str], operands: Mapping[str, Array]) -> list[Array] | None:
+def _onnxruntime(model: bytes, wanted: list[str], operands: Mapping[str, Array]) -> list[Array] | None:
     """It speaks numpy's own types only: no bfloat16, no integers of 4 bits."""
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     no_kernel = (state.NotImplemented, state.InvalidGraph, state.InvalidArgument, state.Fail, state.RuntimeException)
     try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), _options(), providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(model, _options(), providers=["CPUExecutionProvider"])
         found: list[Array] = session.run(wanted, dict(operands))
     except no_kernel:
         return None
     return found
 
 
-def _reference(model: onnx.ModelProto, wanted: list[str], operands: Mapping[str, Array]) -> list[Array] | None:
+def _reference(model: bytes, wanted: list[str], operands: Mapping[str, Array]) -> list[Array] | None:
     from onnx.reference import ReferenceEvaluator
 
     try:
@@ -170,14 +166,12 @@ def _reference(model: onnx.ModelProto, wanted: list[str], operands: Mapping[str,
     return found
 
 
-def _model(node: Node, operands: Mapping[str, Array], types: Mapping[str, TensorType]) -> onnx.ModelProto:
-    inputs = [
-        onnx.ValueInfoProto(name=name, type=type_to_proto(TensorType(array.dtype, tuple(array.shape))))
-        for name, array in operands.items()
-    ]
-    outputs = [onnx.ValueInfoProto(name=name, type=type_to_proto(types[name])) for name in node.results]
-    graph = helper.make_graph([node_to_proto(node)], "node", inputs, outputs)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+def _model(node: Node, operands: Mapping[str, Array], types: Mapping[str, TensorType]) -> bytes:
+    """A serialized model of one node, its operands as inputs."""
+    known = {name: TensorType(array.dtype, tuple(array.shape)) for name, array in operands.items()}
+    graph = Graph("node", tuple(operands), node.results, (node,), {**known, **types}, {})
+    data: bytes = to_model(graph).SerializeToString()
+    return data
 
 
 @cache

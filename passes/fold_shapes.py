@@ -8,11 +8,12 @@ value whose elements are all numbers becomes a constant; a Reshape with one elem
 """
 
 from collections.abc import Callable, Mapping
+from math import prod
 
 import numpy as np
 
 from graphc.ir.edit import Edit
-from graphc.ir.graph import Array, Graph, Node
+from graphc.ir.graph import Array, Dim, Graph, Node
 
 LONGEST = 64
 """Elements up to which a vector is followed; shapes are shorter."""
@@ -50,12 +51,24 @@ def _as_array(vector: Vector, graph: Graph, name: str) -> Array:
 def _fix_reshape(graph: Graph, edit: Edit, node: Node, values: Mapping[str, Vector]) -> None:
     """Write -1 for the one element of a Reshape's shape that is no number; two remain as they are."""
     vector = values.get(node.inputs[1])
-    if node.inputs[1] in graph.constants or vector is None or sum(not isinstance(e, int) for e in vector) != 1:
+    if node.inputs[1] in graph.constants or vector is None or 0 in vector:
         return
-    if any(e in {0, -1} for e in vector):
+    if -1 in vector:
+        vector = _without_minus_one(vector, graph.types[node.inputs[0]].shape)
+    if -1 in vector or sum(not isinstance(e, int) for e in vector) != 1:
         return
     dims = np.array([e if isinstance(e, int) else -1 for e in vector], np.int64)
     edit.replace(node, inputs=[node.inputs[0], edit.constant(dims, f"{node.outputs[0]}_shape")])
+
+
+def _without_minus_one(vector: Vector, shape: tuple[Dim, ...] | None) -> Vector:
+    """[N, -1] for an operand [N, 64, 2]  ->  [N, 128]; the vector as it is where that cannot be told."""
+    symbols = [e for e in vector if not isinstance(e, int)]
+    if shape is None or len(symbols) != 1 or [d for d in shape if not isinstance(d, int)] != symbols:
+        return vector
+    total = prod(d for d in shape if isinstance(d, int))
+    known = prod(e for e in vector if isinstance(e, int) and e != -1)
+    return tuple(total // known if e == -1 else e for e in vector) if total and total % known == 0 else vector
 
 
 def shape_values(graph: Graph) -> dict[str, Vector]:

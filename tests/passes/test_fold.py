@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -158,3 +159,16 @@ def _bytes(graph: Graph) -> int:
 
 def _decoders(graph: Graph) -> int:
     return sum(node.op == "DequantizeLinear" for node in graph.nodes)
+
+
+OPEN = ("converted/cifar10_resnet20.onnx", "native/dnsmos_model_v8.onnx", "native/ch_ppocr_mobile_v2.0_cls_infer.onnx")
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_an_open_batch_stays_open(shared_data: Path, name: str) -> None:
+    before = load(shared_data / "models" / name)
+    after = fold(before)
+    assert fold(after) is after
+    assert not any(node.op in {"Shape", "BatchNormalization"} for node in after.nodes)
+    rows = {key: np.concatenate([value] * 2) for key, value in MODELS[name].feeds().items()}
+    assert difference(before, after, rows) <= 1e-4

@@ -20,6 +20,8 @@ FOLDED = {
     "shape_with_an_open_batch": """g (float[N,3,4] x) => (float[N,12] y)
         { s = Shape(x)  i = Constant<value_int=0>()  n = Gather<axis=0>(s, i)  z = Constant<value_ints=[0]>()
           u = Unsqueeze(n, z)  m = Constant<value_ints=[12]>()  d = Concat<axis=0>(u, m)  y = Reshape(x, d) }""",
+    "open_batch_and_the_rest": """g (float[N,3,4] x) => (float[N,12] y)
+        { s = Shape<end=1>(x)  m = Constant<value_ints=[-1]>()  d = Concat<axis=0>(s, m)  y = Reshape(x, d) }""",
     "part_of_an_open_shape": """g (float[N,3,4] x, float[K] u) => (float[P] y)
         { s = Shape<start=1, end=2>(x)  z = Constant<value_ints=[0]>()  y = Slice(u, z, s) }""",
     "constant_of_shape": """g (float[2,3] x) => (float[2,3] y)
@@ -71,8 +73,8 @@ def test_random_numbers_stay_random() -> None:
 
 @pytest.mark.parametrize("maker", ["ConstantOfShape(s)", "Expand(k, s)", "Tile(k1, t)"])
 def test_bombs_are_refused(maker: str) -> None:
-    source = f"""g (float[1,64,1024] x) => (float[1,64,1024] y) <float k = {{1.0}}, float[1,1,1] k1 = {{1.0}},
-        int64[3] s = {{1, 64, 1024}}, int64[3] t = {{1, 64, 1024}}> {{ b = {maker}  y = Add(x, b) }}"""
+    source = f"""g (float[1,64,1024] x) => (float[2,64,1024] y) <float k = {{1.0}}, float[1,1,1] k1 = {{1.0}},
+        int64[3] s = {{1, 64, 1024}}, int64[3] t = {{1, 64, 1024}}> {{ b = {maker}  y = Concat<axis=0>(x, b) }}"""
     context = Context()
     graph = Fold().apply(load(model(source)), context)
     assert len(graph.nodes) == 2
