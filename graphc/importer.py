@@ -30,6 +30,9 @@ from graphc.ir.protobuf import attribute_from_proto, forget_output_types, type_t
 from graphc.opsets import dissolved, lowered, opset_of, raised
 from graphc.weights import ONNX, Weights, describe, free_name, set_field, subgraphs
 
+LARGEST_FILE = 1 << 31
+"""Bytes at which protobuf ends."""
+
 Source: TypeAlias = str | Path | bytes | ModelProto
 
 
@@ -101,13 +104,7 @@ def _read(source: Source) -> tuple[ModelProto, Folder]:
     folder = Folder(None)
     if not isinstance(source, bytes):
         path = Path(source)
-        folder = Folder(path.parent)
-        try:
-            source = path.read_bytes()
-        except FileNotFoundError as error:
-            raise InputError("", "no such file.", "Check the path.") from error
-        except OSError as error:
-            raise InputError("", f"cannot be read: {error.strerror}.", "It has to be an ONNX file.") from error
+        source, folder = _read_file(path), Folder(path.parent)
     if not source:
         raise InputError("", "the file is empty.", "Export or download the model again.")
     try:
@@ -121,6 +118,20 @@ def _read(source: Source) -> tuple[ModelProto, Folder]:
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise InputError("", "not an ONNX model: it holds no graph.", "Export or download the model again.")
     return model, folder
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError("", "this is no file.", "Give the path of an ONNX file.")
+        if path.stat().st_size >= LARGEST_FILE:
+            remedy = "Save the weights as external data (onnx.save_model with save_as_external_data=True)."
+            raise InputError("", f"the file has {path.stat().st_size} bytes, and ONNX files end at 2 GiB.", remedy)
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError("", "no such file.", "Check the path.") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
+        raise InputError("", f"cannot be read: {error}.", "Check the path and its permissions.") from error
 
 
 def _check_text(model: ModelProto) -> None:

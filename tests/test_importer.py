@@ -618,8 +618,21 @@ def test_bad_files_give_one_clear_error(tmp_path: Path, case: str) -> None:
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         load(tmp_path / "none.onnx")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="this is no file"):
         load(tmp_path)
+    with pytest.raises(InputError, match="this is no file"):
+        load("/dev/zero")
+    with pytest.raises(InputError, match="cannot be read"):
+        load("a\0b")
+
+
+def test_files_past_protobufs_end(tmp_path: Path) -> None:
+    with (tmp_path / "m.onnx").open("wb") as file:
+        file.truncate(1 << 31)
+    with pytest.raises(
+        InputError, match=r"has 2147483648 bytes, and ONNX files end at 2 GiB\. Save the weights as ext"
+    ):
+        load(tmp_path / "m.onnx")
 
 
 def test_every_truncation_is_an_error() -> None:
