@@ -79,7 +79,8 @@ def plan(graph: Graph, options: Mapping[Node, Options], borders: Sequence[str] =
             skipped[node] = found
         else:
             candidates[node] = found
-    units = _regions(_Grouping(graph, candidates, skipped).units(), skipped)
+    units = _Grouping(graph, candidates, skipped).units()
+    units = _regions(_without_islands(graph, units, skipped), skipped)
     weight_only = tuple(node for node in skipped if _weight_alone(graph, node, options[node]))
     shares = _shares(graph, units, borders)
     return Plan(tuple(units), shares, weight_only, skipped)
@@ -118,7 +119,9 @@ def _objections(graph: Graph, node: Node, operator: Operator, options: Options, 
         yield "the options ask for floating-point weights"
     if any(name in captured for name in node.results):
         yield "its result is read inside a subgraph"
-    if any(graph.producers[name].op == "DequantizeLinear" for name in node.inputs if name in graph.producers):
+    sources = [graph.producers[name] for name in node.inputs if name in graph.producers]
+    readers = [user for name in node.results for user in graph.users.get(name, ())]
+    if any(s.op == "DequantizeLinear" for s in sources) or any(r.op == "QuantizeLinear" for r in readers):
         yield "it is quantized already"
     if reason := operator.refuse(graph, node):
         yield reason
@@ -239,6 +242,34 @@ class _Grouping:
             self._skipped.update(dict.fromkeys(unit.nodes, f"it reads '{bad}', which 8 bits do not hold"))
             self._wide.update(unit.results)
         return kept
+
+
+def _without_islands(graph: Graph, units: Sequence[Unit], skipped: dict[Node, str]) -> Sequence[Unit]:
+    """Drop units, products aside, that integers neither reach nor leave: rounding there costs and saves nothing.
+
+    What leads to floating-point nodes alone goes (the statistics of a normalization, say), and what computes with
+    nothing but floats. The model's own inputs and outputs count as integers.
+    """
+    while True:
+        kept: list[Unit] = []
+        read = {*graph.outputs}
+        for unit in reversed(units):
+            if unit.operator.role is Role.PRODUCT or not read.isdisjoint(unit.results):
+                kept.append(unit)
+                read.update(unit.data)
+            else:
+                skipped.update(dict.fromkeys(unit.nodes, "only floating-point nodes read its result"))
+        reached: list[Unit] = []
+        made = {*graph.inputs, *graph.constants}
+        for unit in reversed(kept):
+            if unit.operator.role in (Role.PRODUCT, Role.MOVE) or not made.isdisjoint(unit.data):
+                reached.append(unit)
+                made.update(unit.results)
+            else:
+                skipped.update(dict.fromkeys(unit.nodes, "everything that it reads is floating point"))
+        if len(reached) == len(units):
+            return units
+        units = reached
 
 
 def _regions(units: Sequence[Unit], skipped: dict[Node, str]) -> list[Unit]:
