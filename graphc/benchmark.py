@@ -79,7 +79,7 @@ def _figures(
     folder: Path, engines: Mapping[str, Callable[[], peers.Run]], inputs: Inputs, threads: int, seconds: float
 ) -> list[Figure]:
     with Runner(folder, threads) as runner:
-        given = [np.require(inputs.feeds[0][tensor.name], requirements="CA") for tensor in runner.inputs]
+        given = [np.require(inputs.feeds[0][tensor.name], requirements=("C", "A")) for tensor in runner.inputs]
         runs: dict[str, peers.Run] = {OWN: runner.bind(*given)}
         runs |= {name: start() for name, start in engines.items()}
         figures = interleave(runs, seconds)

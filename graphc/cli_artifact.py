@@ -69,7 +69,7 @@ def verify_artifact(folder: Path, samples: int, threads: int, as_json: bool) -> 
         rows = [
             (
                 c.name,
-                "every bit" if c.exact else "1e-4",
+                f"{c.limit:.1e}" if c.limit else "every bit",
                 str(c.elements),
                 str(c.differing),
                 f"{c.error:.1e}",

@@ -36,7 +36,7 @@ class Divergence:
         if self.node is None or self.comparison is None:
             return "a fresh build agrees: this artifact is damaged, or of another model or graphc. Build it again."
         found = self.comparison
-        amount = f"{found.differing} of {found.elements} elements" if found.exact else f"error {found.error:.1e}"
+        amount = f"{found.differing} of {found.elements} elements" if found.limit == 0 else f"error {found.error:.1e}"
         fused = "; only while it is fused with its neighbours" if self.alone else ""
         return f"they first part at {self.node} ({amount}{fused})."
 

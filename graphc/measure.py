@@ -135,7 +135,7 @@ class _Target:
         feeds = one_input(self.job)
         with Runner(self.folder) as runner:
             stored = self._border.enter(feeds)
-            given = [np.require(stored[tensor.name], requirements="CA") for tensor in runner.inputs]
+            given = [np.require(stored[tensor.name], requirements=("C", "A")) for tensor in runner.inputs]
             runs: dict[str, Run] = {OWN: runner.bind(*given)}
             with suppress(UnsupportedError):
                 runs[BEFORE] = start(BEFORE, original, feeds, 1)

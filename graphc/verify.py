@@ -2,6 +2,7 @@
 
     integers, and floats made of them by exact operators:  equal to the reference, every element
     all other floats:  |y - reference| <= 1e-4 * largest |reference| of that output
+    what lies behind a quantization of such floats:  as far as rounding alone moves it (graphc.noise)
 
 The reference is onnxruntime without graph optimizations on the build's model.onnx. Quantized regions are computed by
 graphc.backends.reference instead: onnxruntime rounds them differently from one optimization level to the next.
@@ -13,7 +14,6 @@ from pathlib import Path
 from graphc import artifact
 from graphc.artifact import Manifest
 from graphc.backends.integer import integerize
-from graphc.backends.integer_moves import MOVES
 from graphc.backends.integer_region import DOMAIN
 from graphc.backends.reference import Reference
 from graphc.errors import VerificationError
@@ -21,6 +21,7 @@ from graphc.execute import Session
 from graphc.importer import load
 from graphc.ir import Array, Graph
 from graphc.measure import by_name
+from graphc.noise import MARGIN, RUNS, Shaken, exact_values, stepping_values
 from graphc.progress import Progress, silent
 from graphc.quality import Difference, Model
 from graphc.runner import Runner
@@ -29,26 +30,20 @@ from graphc.samples import Inputs, inputs_for, model_beside
 TOLERANCE = 1e-4
 """Of the largest magnitude of a float output."""
 
-EXACT = frozenset(
-    {*MOVES, "QuantizeLinear", "DequantizeLinear", "MaxPool", "Relu", "Clip", "Min", "Max", "Neg", "Abs", "Identity"}
-    | {"ArgMax", "ArgMin", "TopK", "Where", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not"}
-)
-"""Operators of ONNX whose results have one right value on every machine, given their operands."""
-
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One value over all inputs. `exact`: no element may differ; else `error` may be `TOLERANCE` at most."""
+    """One value over all inputs. `limit`: what `error` may be, of the largest magnitude; 0: no bit may differ."""
 
     name: str
-    exact: bool
+    limit: float
     elements: int
     differing: int
     error: float
 
     @property
     def agrees(self) -> bool:
-        return self.differing == 0 if self.exact else self.error <= TOLERANCE
+        return self.differing == 0 or (self.limit > 0 and self.error <= self.limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +99,10 @@ def compare(
     subject: Subject, folder: Path, graph: Graph, threads: int = 1, progress: Progress = silent
 ) -> tuple[Comparison, ...]:
     """Each output of the artifact in `folder` against `graph`'s: the subject's, or the same with other outputs."""
-    reference = oracle(graph)
-    judges = {name: _Judge(name, name in exact_values(graph)) for name in graph.outputs}
-    feeds = subject.inputs.feeds
+    reference, feeds = oracle(graph), subject.inputs.feeds
+    exact, stepping = exact_values(graph), stepping_values(graph)
+    judges = {name: _Judge(name, 0.0 if name in exact else TOLERANCE) for name in graph.outputs}
+    shaken = Shaken(graph) if not stepping.isdisjoint(graph.outputs) else None
     with Runner(folder, threads) as runner:
         run = by_name(runner)
         for done, given in enumerate(feeds):
@@ -114,6 +110,10 @@ def compare(
             expected, actual = reference(given), run(given)
             for name, judge in judges.items():
                 judge.add(actual[name], expected[name])
+            for _ in range(RUNS if shaken else 0):
+                moved = shaken.run(given) if shaken else {}
+                for name in stepping.intersection(graph.outputs):
+                    judges[name].noise.add(moved[name], expected[name])
     progress("verify", 1.0)
     return tuple(judge.comparison() for judge in judges.values())
 
@@ -125,22 +125,15 @@ def oracle(graph: Graph) -> Model:
     return Session(graph).run
 
 
-def exact_values(graph: Graph) -> frozenset[str]:
-    """The values of an integerized graph that have one right answer, bit for bit."""
-    found = {*graph.inputs, *graph.constants}
-    for node in graph.nodes:
-        if (node.domain == DOMAIN or (not node.domain and node.op in EXACT)) and found.issuperset(node.reads):
-            found.update(node.results)
-    return frozenset(found)
-
-
 class _Judge:
     """Takes in one output, run by run."""
 
-    def __init__(self, name: str, exact: bool) -> None:
-        self._name, self._exact = name, exact
+    def __init__(self, name: str, limit: float) -> None:
+        self._name, self._limit = name, limit
         self._elements = self._differing = 0
         self._difference = Difference()
+        self.noise = Difference()
+        """What rounding does to it, where that is more than the limit."""
 
     def add(self, actual: Array, expected: Array) -> None:
         if actual.shape != expected.shape or actual.dtype != expected.dtype:
@@ -152,4 +145,5 @@ class _Judge:
         self._difference.add(actual, expected)
 
     def comparison(self) -> Comparison:
-        return Comparison(self._name, self._exact, self._elements, self._differing, self._difference.error)
+        limit = max(self._limit, MARGIN * self.noise.error)
+        return Comparison(self._name, limit, self._elements, self._differing, self._difference.error)
