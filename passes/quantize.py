@@ -16,20 +16,16 @@ The result is a model that onnxruntime runs as it is. Mathematics: quantize_sche
 quantize_operators.py; what becomes a unit: quantize_plan.py.
 """
 
-from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
-import numpy as np
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
-from graphc.errors import InputError, InternalError
-from graphc.ir.graph import Graph, Node
-from graphc.passes import quantize_schemes as schemes
-from graphc.passes.protocol import Context, Observation, Pass, Statistics
-from graphc.passes.quantize_plan import FLOAT32, Share, plan
-from graphc.passes.quantize_ranges import STATISTICS, Choice, Method, Span, choose
-from graphc.passes.quantize_schemes import FORMATS, Parameters
+from graphc.ir.graph import Graph
+from graphc.passes.protocol import Context, Observation, Pass
+from graphc.passes.quantize_grids import Grids
+from graphc.passes.quantize_plan import FLOAT32, plan
+from graphc.passes.quantize_ranges import Method
 from graphc.passes.quantize_write import write
 
 Activations = Literal["int8", "uint8", "none"]
@@ -77,39 +73,22 @@ class Quantize(Pass):
             raise ValidationError.from_exception_data("Quantize", errors)
         return self
 
-    @property
-    def method(self) -> Method:
-        """How ranges are chosen. Raises InternalError where there are no integer activations to choose for."""
-        if self.calibrate is None:
-            raise InternalError("quantize", "asks for ranges without a method.")
-        return self.calibrate
-
     def observes(self, graph: Graph) -> tuple[Observation, ...]:
         """The values that decide a grid, each with what its method needs to know."""
         options = self.options(graph)
-        shares = dict.fromkeys(plan(graph, options, self._borders(graph)).shares.values())
-        return tuple(
-            self._observation(name, self._own(share, options))
-            for share in shares
-            if not share.probability
-            for name in share.roots
-            if name not in graph.constants
-        )
+        return Grids(graph, self, options, {}).observations(plan(graph, options, self._borders(graph)))
 
     def apply(self, graph: Graph, context: Context) -> Graph:
         """Quantize all that the table and the options allow; every other float node is skipped with a reason."""
-        options = self.options(graph)
-        decided = plan(graph, options, self._borders(graph))
+        options, borders = self.options(graph), self._borders(graph)
+        grids = Grids(graph, self, options, context.statistics)
+        decided = plan(graph, options, borders)
+        if crushed := grids.crushed(decided):
+            decided = plan(graph, options, borders, crushed)
         for node in graph.nodes:
             if node in decided.skipped:
                 context.skip(node, decided.skipped[node])
-        grids = {
-            name: parameters
-            for share in dict.fromkeys(decided.shares.values())
-            for parameters in [self._grid(graph, share, options, context.statistics)]
-            for name in share.members
-        }
-        return write(graph, decided, options, grids, self._borders(graph))
+        return write(graph, decided, options, grids.of(decided, self.io, borders), borders)
 
     def _borders(self, graph: Graph) -> tuple[str, ...]:
         """Inputs and outputs that become integers."""
@@ -117,36 +96,3 @@ class Quantize(Pass):
             return ()
         names = dict.fromkeys((*graph.inputs, *graph.outputs))
         return tuple(n for n in names if graph.types[n].dtype == FLOAT32 and n not in graph.constants)
-
-    def _grid(
-        self, graph: Graph, share: Share, options: Mapping[Node, "Quantize"], statistics: Statistics
-    ) -> Parameters:
-        """The grid of values that share one."""
-        own = self._own(share, options)
-        at_border = not set(self._borders(graph)).isdisjoint(share.members)
-        form = FORMATS[self.io if at_border else own.activations]
-        if share.probability:
-            return schemes.unit_interval(form)
-        choice = Choice(own.method, own.percentile, form, own.symmetric)
-        ranges = [self._range(graph, name, own, choice, statistics) for name in share.roots]
-        low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
-        return schemes.affine(low, high, form, own.symmetric, f"value '{share.roots[0]}'")
-
-    def _own(self, share: Share, options: Mapping[Node, "Quantize"]) -> "Quantize":
-        """The options of the node that decides for a share; this pass's own where no node does."""
-        return options[share.owner] if share.owner is not None else self
-
-    def _observation(self, name: str, own: "Quantize") -> Observation:
-        return Observation(name, STATISTICS[own.method])
-
-    def _range(self, graph: Graph, name: str, own: "Quantize", choice: Choice, statistics: Statistics) -> Span:
-        """The range of a root: of a constant all of it, of any other value what its method makes of the statistics."""
-        constant = graph.constant(name)
-        if constant is not None:
-            values = constant.astype(np.float64)
-            return float(values.min(initial=0.0)), float(values.max(initial=0.0))
-        found = statistics.get(self._observation(name, own))
-        if found is None:
-            remedy = "Give calibration data (`data: {calibration: ...}`)."
-            raise InputError(f"value '{name}'", "has no statistics, so it cannot be quantized.", remedy)
-        return choose(found, choice)

@@ -6,6 +6,7 @@ shared by all values that data movement connects, so that moving stays moving.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import networkx as nx
@@ -16,6 +17,7 @@ from graphc.passes.quantize_operators import LIMITERS, OPERATORS, WITH_SCALAR, O
 
 KEEP_FLOAT = "none"
 FLOAT32 = np.dtype(np.float32)
+NOTHING: Mapping[Node, str] = MappingProxyType({})
 
 
 class Options(Protocol):
@@ -66,13 +68,17 @@ class Plan:
     skipped: Mapping[Node, str]
 
 
-def plan(graph: Graph, options: Mapping[Node, Options], borders: Sequence[str] = ()) -> Plan:
-    """Decide for `graph`. `borders` are graph inputs and outputs that must be integers whatever lies beside them."""
-    skipped: dict[Node, str] = {}
+def plan(
+    graph: Graph, options: Mapping[Node, Options], borders: Sequence[str] = (), refused: Mapping[Node, str] = NOTHING
+) -> Plan:
+    """Decide for `graph`. `borders` are graph inputs and outputs that must be integers whatever lies beside them;
+    `refused` are nodes that shall stay in floating point, and why.
+    """
+    skipped: dict[Node, str] = dict(refused)
     candidates: dict[Node, Operator] = {}
     captured = {name for node in graph.nodes for inner in node.subgraphs for name in inner.captures}
     for node in graph.nodes:
-        if not _computes_floats(graph, node):
+        if node in refused or not _computes_floats(graph, node):
             continue
         found = _candidate(graph, node, options[node], captured)
         if isinstance(found, str):
@@ -262,7 +268,7 @@ def _without_islands(graph: Graph, units: Sequence[Unit], skipped: dict[Node, st
         reached: list[Unit] = []
         made = {*graph.inputs, *graph.constants}
         for unit in reversed(kept):
-            if unit.operator.role in (Role.PRODUCT, Role.MOVE) or not made.isdisjoint(unit.data):
+            if unit.operator.role is Role.PRODUCT or not made.isdisjoint(unit.data):
                 reached.append(unit)
                 made.update(unit.results)
             else:

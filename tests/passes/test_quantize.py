@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from graphc.errors import InputError
+from graphc.execute import Session
 from graphc.passes.protocol import Context
 from graphc.passes.quantize import Quantize
 from tests.passes.quantized import (
@@ -13,6 +14,7 @@ from tests.passes.quantized import (
     assert_all_integer,
     assert_close,
     conv_relu,
+    feeds_of,
     grids,
     model,
     normal,
@@ -187,12 +189,33 @@ def test_a_concat_operand_that_others_read_keeps_its_own_grid() -> None:
         j = Concat <axis = 1> (c, d)
         y = Sigmoid (c)
         """,
-        w=normal(4, 3, 3, 3), v=50 * normal(4, 3, 3, 3),
+        w=normal(4, 3, 3, 3), v=5 * normal(4, 3, 3, 3),
     )  # fmt: skip
     after, _ = quantized(before)
     assert len(grids(after, "c", "d")) == 2
     assert grids(after, "d") == grids(after, "j")
     assert_all_integer(after)
+
+
+def test_a_concat_of_very_different_ranges_stays_float_with_what_follows_it() -> None:
+    before = model(
+        "(float[1,3,8,8] x) => (float[1,512] y)",
+        """
+        c = Conv <pads = [1,1,1,1]> (x, w)
+        d = Conv <pads = [1,1,1,1]> (x, v)
+        s = Sigmoid (c)
+        j = Concat <axis = 1> (s, d)
+        y = Flatten (j)
+        """,
+        w=normal(4, 3, 3, 3), v=100 * normal(4, 3, 3, 3),
+    )  # fmt: skip
+    after, context = quantized(before)
+    reasons = {skip.operator: skip.reason.split(":")[0] for skip in context.skips}
+    assert reasons["Flatten"] == "everything that it reads is floating point"
+    assert reasons["Concat"].startswith("its operands span 1 and")
+    feeds = feeds_of(before)[0]
+    expected, found = Session(before).run(feeds)["y"], Session(after).run(feeds)["y"]
+    assert np.abs(expected - found)[:, :256].max() < 0.05, "what a Sigmoid gives is not rounded to hundreds"
 
 
 def test_a_chain_of_functions_of_one_value_is_rounded_once() -> None:

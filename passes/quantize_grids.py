@@ -1,0 +1,134 @@
+"""Which grid each quantized value is on: formats and methods from the options, ranges from statistics and constants."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from graphc.errors import InputError
+from graphc.ir.graph import Graph, Node
+from graphc.passes import quantize_schemes as schemes
+from graphc.passes.protocol import Observation, Statistics
+from graphc.passes.quantize_operators import OPERATORS, Role
+from graphc.passes.quantize_plan import Plan, Share, data_operands
+from graphc.passes.quantize_ranges import STATISTICS, Choice, Method, Span, choose
+from graphc.passes.quantize_schemes import FORMATS, Parameters
+
+LARGEST_SPREAD = 16
+"""A Concat puts its operands on one grid; one whose range is this many times smaller than it would lose 4 of 8 bits."""
+
+
+class Options(Protocol):
+    """What grids need to know of a node's options."""
+
+    @property
+    def activations(self) -> str: ...
+    @property
+    def calibrate(self) -> Method | None: ...
+    @property
+    def percentile(self) -> float | None: ...
+    @property
+    def symmetric(self) -> bool: ...
+
+
+class Grids:
+    """Grids of one graph. What a unit computes follows the options of that unit; anything else those of the pass."""
+
+    def __init__(self, graph: Graph, base: Options, options: Mapping[Node, Options], statistics: Statistics) -> None:
+        self._graph, self._base, self._options, self._statistics = graph, base, options, statistics
+        self._spans: dict[tuple[str, Choice], Span] = {}
+
+    def observations(self, plan: Plan) -> tuple[Observation, ...]:
+        """What must be known of the calibration data: the roots of every share."""
+        makers = _makers(plan)
+        return tuple(
+            self._observation(name, self._own(name, share, makers))
+            for share in dict.fromkeys(plan.shares.values())
+            if not share.probability
+            for name in share.roots
+            if name not in self._graph.constants
+        )
+
+    def of(self, plan: Plan, io: str, borders: Sequence[str]) -> dict[str, Parameters]:
+        """Value -> its grid, one object for all values of a share. Shares that reach a border have the format `io`."""
+        makers, at_border = _makers(plan), set(borders)
+        grids: dict[str, Parameters] = {}
+        for share in dict.fromkeys(plan.shares.values()):
+            own = self._options[share.owner] if share.owner is not None else self._base
+            form = FORMATS[own.activations if at_border.isdisjoint(share.members) else io]
+            grid = schemes.unit_interval(form)
+            if not share.probability:
+                low, high = self._span(share, form.name, makers)
+                grid = schemes.affine(low, high, form, own.symmetric, f"value '{share.roots[0]}'")
+            grids.update(dict.fromkeys(share.members, grid))
+        return grids
+
+    def crushed(self, plan: Plan) -> dict[Node, str]:
+        """Concats that would put operands of very different ranges on one grid, with that reason to keep them float."""
+        found: dict[Node, str] = {}
+        makers = _makers(plan)
+        for unit in plan.units:
+            if unit.anchor.op != "Concat":
+                continue
+            share = plan.shares[unit.results[0]]
+            own = self._options[unit.anchor]
+            spans = [self._value_span(name, share, own.activations, makers) for name in unit.data]
+            widths = [max(high, 0.0) - min(low, 0.0) for low, high in spans]
+            small, large = min((w for w in widths if w > 0), default=0.0), max(widths, default=0.0)
+            if large > LARGEST_SPREAD * small:
+                found[unit.anchor] = f"its operands span {small:.3g} and {large:.3g}: one grid would crush the smaller"
+        return found
+
+    def _span(self, share: Share, form: str, makers: Mapping[str, Node]) -> Span:
+        """The range of a share: the union of its roots'."""
+        spans = [self._value_span(name, share, form, makers) for name in share.roots]
+        return min(low for low, _ in spans), max(high for _, high in spans)
+
+    def _value_span(self, name: str, share: Share, form: str, makers: Mapping[str, Node]) -> Span:
+        """The range of one value: all of a constant, what its method chooses from statistics, or that of what it moves.
+
+        Raises InputError for a value that nothing is known of.
+        """
+        constant = self._graph.constant(name)
+        if constant is not None:
+            values = constant.astype(np.float64)
+            return float(values.min(initial=0.0)), float(values.max(initial=0.0))
+        own = self._own(name, share, makers)
+        found = self._statistics.get(self._observation(name, own))
+        if found is not None:
+            choice = Choice(_method(own), own.percentile, FORMATS[form], own.symmetric)
+            key = (name, choice)
+            if key not in self._spans:
+                self._spans[key] = choose(found, choice)
+            return self._spans[key]
+        node = self._graph.producers.get(name)
+        operator = OPERATORS.get(node.op) if node is not None else None
+        if operator is not None and operator.probability:
+            return 0.0, 1.0
+        if node is not None and operator is not None and operator.role is Role.MOVE:
+            moved = [self._value_span(x, share, form, makers) for x in data_operands(node, operator)]
+            return min(low for low, _ in moved), max(high for _, high in moved)
+        remedy = "Give calibration data (`data: {calibration: ...}`)."
+        raise InputError(f"value '{name}'", "has no statistics, so it cannot be quantized.", remedy)
+
+    def _own(self, name: str, share: Share, makers: Mapping[str, Node]) -> Options:
+        """The options that say how a value's range is found."""
+        if name in makers:
+            return self._options[makers[name]]
+        if self._base.calibrate is None and share.owner is not None:
+            return self._options[share.owner]
+        return self._base
+
+    def _observation(self, name: str, own: Options) -> Observation:
+        return Observation(name, STATISTICS[_method(own)])
+
+
+def _makers(plan: Plan) -> dict[str, Node]:
+    return {name: unit.anchor for unit in plan.units for name in unit.results}
+
+
+def _method(own: Options) -> Method:
+    """Integer activations always come with a method: the pass refuses options without one."""
+    if own.calibrate is None:
+        raise ValueError("integer activations without a way to calibrate them")
+    return own.calibrate
