@@ -15,6 +15,7 @@ from graphc.backends import decompose_choices as choices
 from graphc.backends import decompose_quantized as quantized
 from graphc.backends import decompose_signal as signal
 from graphc.backends import decompose_windows as windows
+from graphc.backends.dead_nodes import drop_dead_nodes
 from graphc.backends.decompose_functions import expand
 from graphc.backends.decompose_recurrent import recurrent
 from graphc.backends.decompose_resize import resize
@@ -22,7 +23,7 @@ from graphc.backends.decompose_rewrite import Decline, Rewrite, Rule
 from graphc.errors import InternalError
 from graphc.ir.edit import Edit
 from graphc.ir.graph import Graph, Node
-from graphc.passes.fold import fold
+from graphc.passes.fold_constants import fold_constants
 
 FUNCTIONS = (
     *("Attention", "BlackmanWindow", "CastLike", "Celu", "CenterCropPad", "GroupNormalization"),
@@ -76,7 +77,7 @@ def decompose(graph: Graph) -> Graph:
         written = [node for node in graph.nodes if _write(graph, edit, node)]
         if not written:
             return graph
-        graph = fold(edit.apply())
+        graph = fold_constants(drop_dead_nodes(edit.apply()), _quiet)
     raise InternalError("decompose", f"does not come to an end after {ROUNDS} rounds.")
 
 
@@ -90,3 +91,7 @@ def _write(graph: Graph, edit: Edit, node: Node) -> bool:
     except Decline:
         return False
     return True
+
+
+def _quiet(_node: Node, _reason: str) -> None:
+    """A node that is not evaluated simply stays."""

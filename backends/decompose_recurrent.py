@@ -32,19 +32,34 @@ FUNCTIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "R
 
 @dataclass(frozen=True)
 class _Direction:
-    """The operands of one direction: x [T * B, I], weights transposed, states [B, H], and its activations."""
+    """What the steps of one direction share."""
 
     rewrite: Rewrite
-    projected: list[str]
-    """Per step: [B, gates * H], the input's share of the gates."""
-    recurrent: str
-    """[H, gates * H]."""
+    projected: str
+    """[T * B, gates * H]: the input's share of the gates."""
+    recurrent: Sequence[str]
+    """[H, gates * H], in one or in two parts."""
     functions: Sequence[Activation]
     bias: str
     """The recurrent bias [gates * H] where it is not part of `projected`, else empty."""
-    peepholes: list[str]
+    peepholes: Sequence[str]
     """[H] for input, output and forget gates, or none."""
-    hidden: int
+    sizes: tuple[int, int, int]
+    """T, B and H."""
+
+    def share(self, t: int, first: int, last: int) -> str:
+        """The input's share of the gates first..last-1 at step t: [B, gates * H]."""
+        steps, batch, hidden = self.sizes
+        if steps == 1:
+            return self.gates(self.projected, first, last)
+        stop, start = ((t + 1) * batch, last * hidden), (t * batch, first * hidden)
+        rewrite = self.rewrite
+        return rewrite.op("Slice", self.projected, *(rewrite.ints(*ends) for ends in (start, stop, (0, 1))))
+
+    def gates(self, values: str, first: int, last: int) -> str:
+        """Gates first..last-1 of [B, gates * H]."""
+        hidden = self.sizes[2]
+        return self.rewrite.slice(values, 1, first * hidden, last * hidden)
 
 
 def recurrent(rewrite: Rewrite) -> None:
@@ -107,17 +122,17 @@ def _direction(rewrite: Rewrite, x: str, number: int, sizes: tuple[int, int, int
     apart = node.op == "GRU" and bool(node.get_int("linear_before_reset", 0))
     bias = ""
     if rewrite.input(3):
-        both = _row(rewrite, node.inputs[3], number)
-        own, other = (rewrite.slice(both, 0, i * gates * hidden, (i + 1) * gates * hidden) for i in (0, 1))
+        own, other = _parts(rewrite, node.inputs[3], number, 2, gates * hidden)
         product = rewrite.op("Add", product, own if apart else rewrite.op("Add", own, other))
         bias = other if apart else ""
-    parts = [product] if steps == 1 else [rewrite.slice(product, 0, t * batch, (t + 1) * batch) for t in range(steps)]
     peepholes = []
     if node.op == "LSTM" and rewrite.input(7):
-        row = _row(rewrite, node.inputs[7], number)
-        peepholes = [rewrite.slice(row, 0, i * hidden, (i + 1) * hidden) for i in range(3)]
-    functions = _functions(rewrite, number)
-    return _Direction(rewrite, parts, _matrix(rewrite, node.inputs[2], number), functions, bias, peepholes, hidden)
+        peepholes = _parts(rewrite, node.inputs[7], number, 3, hidden)
+    recurrent = _matrix(rewrite, node.inputs[2], number)
+    split = [recurrent]
+    if node.op == "GRU" and not apart:
+        split = [rewrite.slice(recurrent, 1, 0, 2 * hidden), rewrite.slice(recurrent, 1, 2 * hidden, 3 * hidden)]
+    return _Direction(rewrite, product, split, _functions(rewrite, number), bias, peepholes, sizes)
 
 
 def _matrix(rewrite: Rewrite, name: str, number: int) -> str:
@@ -130,12 +145,13 @@ def _matrix(rewrite: Rewrite, name: str, number: int) -> str:
     return rewrite.op("Transpose", one, perm=(1, 0))
 
 
-def _row(rewrite: Rewrite, name: str, number: int) -> str:
-    """Direction `number` of [D, length]."""
+def _parts(rewrite: Rewrite, name: str, number: int, count: int, length: int) -> list[str]:
+    """`count` runs of `length` from direction `number` of [D, count * length]."""
     constant = rewrite.graph.constant(name)
     if constant is not None:
-        return rewrite.constant(constant[number])
-    return rewrite.reshape(rewrite.slice(name, 0, number, number + 1), rewrite.dims(name)[1])
+        return [rewrite.constant(part) for part in constant[number].reshape(count, length)]
+    row = rewrite.reshape(rewrite.slice(name, 0, number, number + 1), count * length)
+    return [rewrite.slice(row, 0, i * length, (i + 1) * length) for i in range(count)]
 
 
 def _state(rewrite: Rewrite, index: int, number: int, batch: int, hidden: int) -> str:
@@ -195,15 +211,11 @@ def _clipped(d: _Direction, x: str) -> str:
     return d.rewrite.op("Clip", x, d.rewrite.number(-limit, kind), d.rewrite.number(limit, kind))
 
 
-def _gates(d: _Direction, total: str, count: int) -> list[str]:
-    return [d.rewrite.slice(total, 1, i * d.hidden, (i + 1) * d.hidden) for i in range(count)]
-
-
 def _lstm(d: _Direction, t: int, h: str, c: str) -> tuple[str, str]:
     """i, f = f(..), o; c' = f c + i g(..); h' = o h(c')."""
     op = d.rewrite.op
-    total = op("Add", d.projected[t], op("MatMul", h, d.recurrent))
-    i, o, f, g = _gates(d, total, 4)
+    total = op("Add", d.share(t, 0, 4), op("MatMul", h, d.recurrent[0]))
+    i, o, f, g = (d.gates(total, k, k + 1) for k in range(4))
     if d.peepholes:
         i, f = (op("Add", gate, op("Mul", c, d.peepholes[p])) for gate, p in ((i, 0), (f, 2)))
     i = d.functions[0](_clipped(d, i))
@@ -220,29 +232,25 @@ def _lstm(d: _Direction, t: int, h: str, c: str) -> tuple[str, str]:
 
 
 def _gru(d: _Direction, t: int, h: str, _: str) -> tuple[str, str]:
-    """z, r = f(..); n = g(..) with r on h or on its product; h' = (1 - z) n + z h."""
-    op, width = d.rewrite.op, d.hidden
-    x = d.projected[t]
-    if d.rewrite.node.get_int("linear_before_reset", 0):
-        product = op("MatMul", h, d.recurrent)
+    """z, r = f(..); n = g(..) with r on h or on its product; h' = (1 - z) n + z h = n + z (h - n)."""
+    op = d.rewrite.op
+    if len(d.recurrent) == 1:
+        product = op("MatMul", h, d.recurrent[0])
         product = op("Add", product, d.bias) if d.bias else product
-        (xz, xr, xn), (hz, hr, hn) = _gates(d, x, 3), _gates(d, product, 3)
-        z, r = (d.functions[0](_clipped(d, op("Add", a, b))) for a, b in ((xz, hz), (xr, hr)))
-        n = op("Add", xn, op("Mul", r, hn))
+        both, new = d.gates(product, 0, 2), d.gates(product, 2, 3)
     else:
-        first, last = (d.rewrite.slice(d.recurrent, 1, a * width, b * width) for a, b in ((0, 2), (2, 3)))
-        both = d.functions[0](_clipped(d, op("Add", d.rewrite.slice(x, 1, 0, 2 * width), op("MatMul", h, first))))
-        z, r = _gates(d, both, 2)
-        n = op("Add", d.rewrite.slice(x, 1, 2 * width, 3 * width), op("MatMul", op("Mul", r, h), last))
-    n = d.functions[1](_clipped(d, n))
-    rest = op("Sub", d.rewrite.number(1, d.rewrite.node.inputs[0]), z)
-    return op("Add", op("Mul", rest, n), op("Mul", z, h)), ""
+        both, new = op("MatMul", h, d.recurrent[0]), ""
+    both = d.functions[0](_clipped(d, op("Add", d.share(t, 0, 2), both)))
+    z, r = d.gates(both, 0, 1), d.gates(both, 1, 2)
+    new = op("Mul", r, new) if new else op("MatMul", op("Mul", r, h), d.recurrent[1])
+    n = d.functions[1](_clipped(d, op("Add", d.share(t, 2, 3), new)))
+    return op("Add", n, op("Mul", z, op("Sub", h, n))), ""
 
 
 def _rnn(d: _Direction, t: int, h: str, _: str) -> tuple[str, str]:
     """h' = f(..)."""
     op = d.rewrite.op
-    return d.functions[0](_clipped(d, op("Add", d.projected[t], op("MatMul", h, d.recurrent)))), ""
+    return d.functions[0](_clipped(d, op("Add", d.share(t, 0, 1), op("MatMul", h, d.recurrent[0])))), ""
 
 
 CELLS: dict[str, Callable[[_Direction, int, str, str], tuple[str, str]]] = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}
@@ -255,14 +263,15 @@ def _finish(
     steps, batch, hidden = sizes
     results = [""] * 3
     if rewrite.wants(0):
-        rows = [rewrite.reshape(outputs[t], 1, 1, batch, hidden) for t in range(steps) for outputs, _, _ in found]
-        whole = rows[0] if len(rows) == 1 else rewrite.op("Concat", *rows, axis=0)
-        results[0] = rewrite.reshape(whole, steps, len(found), batch, hidden)
+        joined = [outputs[0] if steps == 1 else rewrite.op("Concat", *outputs, axis=0) for outputs, _, _ in found]
+        rows = [rewrite.reshape(each, steps, 1, batch, hidden) for each in joined]
+        results[0] = rows[0] if len(rows) == 1 else rewrite.op("Concat", *rows, axis=1)
         if batch_first:
             results[0] = rewrite.op("Transpose", results[0], perm=(2, 0, 1, 3))
     for index, states in ((1, [h for _, h, _ in found]), (2, [c for _, _, c in found])):
         if rewrite.wants(index):
             shape = (batch, 1, hidden) if batch_first else (1, batch, hidden)
             parts = [rewrite.reshape(state, *shape) for state in states]
-            results[index] = rewrite.op("Concat", *parts, axis=1 if batch_first else 0)
+            axis = 1 if batch_first else 0
+            results[index] = parts[0] if len(parts) == 1 else rewrite.op("Concat", *parts, axis=axis)
     rewrite.finish(*results)

@@ -20,6 +20,7 @@ class Rewrite:
     def __init__(self, graph: Graph, edit: Edit, node: Node) -> None:
         self.graph, self.node = graph, node
         self._edit = edit
+        self._lists: dict[tuple[int, ...], str] = {}
 
     def op(self, op: str, *inputs: str, **attributes: Attribute) -> str:
         """A new node with one result."""
@@ -45,8 +46,10 @@ class Rewrite:
         return self.constant(np.array(value, dtype))
 
     def ints(self, *values: int) -> str:
-        """A list of int64, for shapes and axes."""
-        return self.constant(np.array(values, np.int64))
+        """A list of int64, for shapes and axes; equal lists are one constant."""
+        if values not in self._lists:
+            self._lists[values] = self.constant(np.array(values, np.int64))
+        return self._lists[values]
 
     def type(self, name: str) -> TensorType:
         """The type of a value of the graph (not of one added here)."""

@@ -27,10 +27,10 @@ from graphc.backends import integer_linear as linear
 from graphc.backends import integer_moves as moves
 from graphc.backends import integer_pointwise as pointwise
 from graphc.backends import integer_rules as rules
+from graphc.backends.dead_nodes import drop_dead_nodes
 from graphc.backends.integer_constants import grid_of, read_dequantize
 from graphc.backends.integer_region import DOMAIN, Quantize, Read, Refusal, Region
-from graphc.ir.edit import Edit
-from graphc.ir.graph import Graph, Node
+from graphc.ir.graph import Graph
 
 __all__ = ["DOMAIN", "Integerized", "Skip", "explain", "integerize"]
 
@@ -89,7 +89,7 @@ def explain(graph: Graph) -> Integerized:
             refused[node.outputs[0]] = str(reason)
         else:
             region.edit.remove(node)
-    rewritten = _without_dead_nodes(region.edit.apply())
+    rewritten = drop_dead_nodes(region.edit.apply())
     return Integerized(rewritten, tuple(_skips(rewritten, refused)))
 
 
@@ -102,17 +102,3 @@ def _skips(graph: Graph, refused: Mapping[str, str]) -> list[Skip]:
             readers = ", ".join(user.label for user in graph.users.get(node.outputs[0], ()))
             skips.append(Skip(node.label, f"read in floating point by {readers or 'an output of the graph'}"))
     return skips
-
-
-def _without_dead_nodes(graph: Graph) -> Graph:
-    """Drop nodes that lead to no output: floats that nothing reads any more, and attempts that were given up."""
-    wanted = set(graph.outputs)
-    dead: list[Node] = []
-    for node in reversed(graph.nodes):
-        if wanted.isdisjoint(node.results):
-            dead.append(node)
-        else:
-            wanted.update(node.reads)
-    edit = Edit(graph)
-    edit.remove(*dead)
-    return edit.apply()
