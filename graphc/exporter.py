@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, helper
 
-from graphc.errors import InputError
+from graphc.errors import InputError, InternalError
 from graphc.ir.functions import DOMAIN, VERSION, functions_in
 from graphc.ir.graph import IR_VERSION, OPSET, Array, Graph, bits_of
-from graphc.ir.infer import ML_OPSET
+from graphc.ir.infer import ML_OPSET, STANDARD
 from graphc.ir.protobuf import graph_to_proto, tensor_to_proto
 from graphc.version import VERSION as GRAPHC_VERSION
 
@@ -28,7 +28,7 @@ ALIGN = 4096
 def to_model(graph: Graph) -> ModelProto:
     """The model in memory, weights inside. The same graph gives the same bytes.
 
-    A model past 2 GB cannot be serialized from here: use `save`.
+    A model past 2 GB cannot be serialized from here: use `save`. Raises InternalError for a backend's own operators.
     """
     return _model(graph, None)
 
@@ -56,6 +56,9 @@ def save(graph: Graph, path: str | Path) -> None:
 def _model(graph: Graph, tensors: dict[str, TensorProto] | None) -> ModelProto:
     proto = graph_to_proto(graph, tensors)
     domains = set(_domains(graph))
+    if foreign := domains - STANDARD:
+        problem = f"operators of domain {', '.join(sorted(foreign))} have no ONNX form."
+        raise InternalError(f"graph '{graph.name}'", problem)
     imports = [helper.make_opsetid("", OPSET)]
     if ML_DOMAIN in domains:
         imports.append(helper.make_opsetid(ML_DOMAIN, ML_OPSET))

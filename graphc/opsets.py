@@ -62,12 +62,28 @@ def raised(model: ModelProto, opset: int) -> ModelProto:
     if scan is not None:  # the converter drops the batch dimension, and with it the meaning
         problem = "it scans a batch, as Scan of opset 8 does, which later opsets cannot."
         raise UnsupportedError(describe(scan), problem, "Export the model at opset 9 or newer.")
+    for node in every_node(model.graph.node):
+        _check_attributes(node, opset)
     model.ir_version = max(model.ir_version, IR_VERSION)  # older ones demand an input for every initializer
     try:
         return onnx.version_converter.convert_version(model, OPSET)
     except ONNX_ERRORS as error:
         problem = f"onnx cannot convert it from opset {opset} to {OPSET}: {error}."
         raise UnsupportedError("", problem, "Export the model at a newer opset.") from error
+
+
+def _check_attributes(node: NodeProto, opset: int) -> None:
+    """Raise InputError for attributes that are missing or of another kind than theirs: the converter would crash."""
+    if node.domain not in ONNX or not onnx.defs.has(node.op_type, opset, ""):
+        return
+    wanted = onnx.defs.get_schema(node.op_type, opset, "").attributes
+    given = {attribute.name: attribute.type for attribute in node.attribute}
+    for name, attribute in wanted.items():
+        if name in given and given[name] != attribute.type.value:
+            problem = f"attribute '{name}' is no {attribute.type.name}, as {node.op_type} of opset {opset} has it."
+            raise InputError(describe(node), problem, "The file is damaged; export it again.")
+        if attribute.required and name not in given:
+            raise InputError(describe(node), f"attribute '{name}' is missing.", "Export the model again.")
 
 
 def lowered(model: ModelProto, opset: int) -> ModelProto:

@@ -11,7 +11,7 @@ import pytest
 from onnx import parser
 
 from graphc import exporter
-from graphc.errors import InputError
+from graphc.errors import InputError, InternalError
 from graphc.exporter import save, to_model
 from graphc.importer import load
 from graphc.ir import Edit, Graph, Node, TensorType
@@ -65,6 +65,14 @@ def test_the_same_graph_gives_the_same_bytes(tmp_path: Path) -> None:
     assert first == (tmp_path / "b" / "m.onnx").read_bytes()
     save(load(tmp_path / "a" / "m.onnx"), tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == first
+
+
+def test_operators_of_a_backend_are_not_exported() -> None:
+    graph = linear()
+    edit = Edit(graph)
+    edit.replace(graph.nodes[0], domain="graphc.integer", types=[graph.types["y"]])
+    with pytest.raises(InternalError, match=r"operators of domain graphc\.integer have no ONNX form"):
+        to_model(edit.apply())
 
 
 def test_graph_method() -> None:

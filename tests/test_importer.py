@@ -598,6 +598,17 @@ BAD: dict[str, tuple[bytes, str]] = {
         spoiled(lambda m: setattr(m.opset_import[0], "version", 13), "g (float[2] x) => (z) { z = Relu() }"),
         "onnx cannot convert it from opset 13 to 26: .*Relu",
     ),
+    "attribute of another kind": (
+        spoiled(
+            lambda m: (setattr(m.opset_import[0], "version", 12), setattr(m.graph.node[0].attribute[0], "type", 2)),
+            "g (float[2] x) => (z) { z = Unsqueeze<axes = [0]>(x) }",
+        ),
+        "Unsqueeze 'z': attribute 'axes' is no INTS, as Unsqueeze of opset 12 has it",
+    ),
+    "attribute gone before conversion": (
+        spoiled(lambda m: setattr(m.opset_import[0], "version", 12), "g (float[2] x) => (z) { z = Unsqueeze(x) }"),
+        "Unsqueeze 'z': attribute 'axes' is missing",
+    ),
     "branch without output": (
         spoiled(lambda m: None, "g (bool c) => (z) { z = If(c)<then_branch = a () => () { }> }"),
         "If 'z'",

@@ -137,7 +137,7 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A dataflow graph. `nodes` are in topological order; `types` covers inputs, constants and every result.
+    """A dataflow graph. `nodes` are in topological order; `types` covers inputs, constants, results and captures.
 
     A subgraph (the body of If, Loop or Scan) is a Graph as well; what it reads from outside is in `captures`.
     """
