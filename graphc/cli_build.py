@@ -1,5 +1,6 @@
 """`graphc build` and `graphc check`: what they print."""
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ def build_spec(spec: Path, out: Path, only: Sequence[str], stop_after: int | Non
         line_out(build.report.text().rstrip())
     else:
         _print_build(build, job.data.metric.unit if job.data.metric else "")
+    if build.cache_problem is not None:
+        sys.stderr.write(f"note: results were not kept for the next build: {build.cache_problem}\n")
     check_budget(build.report)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from graphc import pipeline
+from graphc.backends import toolchain
 from graphc.backends.build import build_target
 from graphc.backends.cache import Cache, key
 from graphc.backends.worker import Server
@@ -26,10 +27,14 @@ from graphc.staging import MODEL, REPORT, Staging
 
 @dataclass(frozen=True)
 class Build:
-    """What a build left in `folder`: model.onnx, report.json, and a folder for each target."""
+    """What a build left in `folder`: model.onnx, report.json, and a folder for each target.
+
+    `cache_problem` says why results could not be kept for the next build, where they could not.
+    """
 
     folder: Path
     report: Report
+    cache_problem: str | None = None
 
     @property
     def model(self) -> Path:
@@ -73,6 +78,8 @@ def build_job(
 ) -> Build:
     """The road from a checked job to a build. The budget is in its report, and nothing is raised for it."""
     memory = FolderMemory(Cache(cache))
+    for target in job.targets:
+        toolchain.find(target.triple, memory.cache.folder)  # a missing compiler is an error now, not after the passes
     with Staging(out / job.name) as staging, Server(scratch=memory.cache.scratch()) as server:
         done = pipeline.run(job.model, job.spec.passes, job.data, memory, progress=progress, stop_after=stop_after)
         save(done.graph, staging.folder / MODEL)
@@ -81,7 +88,7 @@ def build_job(
         report = measure(job, done, staging.folder, memory, progress)
         (staging.folder / REPORT).write_text(report.text(), encoding="utf-8")
         staging.commit()
-    return Build(staging.place, report)
+    return Build(staging.place, report, memory.cache.problem)
 
 
 @dataclass(frozen=True)

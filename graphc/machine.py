@@ -7,7 +7,8 @@ from pathlib import Path
 
 def machine() -> str:
     """Processor, and how many of its threads this process may use: 'AMD EPYC 9R14, 2 threads'."""
-    return f"{_processor()}, {len(os.sched_getaffinity(0))} threads"
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{_processor()}, {usable} threads"
 
 
 def _processor() -> str:

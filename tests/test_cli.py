@@ -237,6 +237,30 @@ def test_a_missing_engine_exits_with_5(graphc: Command, built: Path, monkeypatch
     assert found.code == 5 and "pip install" in found.err
 
 
+def test_a_missing_compiler_exits_with_5(graphc: Command, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    found = graphc("build", built / "small.yaml", "-o", built / "uncompiled")
+    assert found.code == 5 and "no-such-compiler" in found.err
+    assert not (built / "uncompiled").exists()
+
+
+def test_a_place_that_cannot_be_written_exits_with_2(graphc: Command, built: Path) -> None:
+    (built / "file").write_text("mine")
+    for place in (built / "file", Path("/dev/null")):
+        found = graphc("build", built / "small.yaml", "-o", place)
+        assert found.code == 2 and "-o" in found.err and "Traceback" not in found.err
+    assert (built / "file").read_text() == "mine"
+
+
+def test_a_cache_that_cannot_be_written_costs_a_note(
+    graphc: Command, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRAPHC_CACHE", str(built / "small.onnx"))
+    (built / "no_target.yaml").write_text(small.SPEC.replace("targets: [{cpu: native}]", ""))
+    found = graphc("build", built / "no_target.yaml", "-o", built / "uncached")
+    assert found.code == 0 and "note: results were not kept" in found.err
+
+
 def test_a_missed_budget_exits_with_3(graphc: Command, built: Path) -> None:
     spec = built / "tight.yaml"
     spec.write_text(small.SPEC + "budget: {ram: 64B}\n")
