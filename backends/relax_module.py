@@ -51,6 +51,7 @@ _ROOMS = (
     "compute_order",
     "compute_arithmetic",
     "compute_cast",
+    "compute_reduce",
 )
 
 

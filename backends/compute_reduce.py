@@ -1,0 +1,100 @@
+"""Extrema along axes, and softmax of narrow floats: what TVM's own definitions get wrong.
+
+TVM starts a maximum at the lowest finite number, so that -inf among -inf alone is lost; and it sums float16 in float16.
+"""
+
+from collections.abc import Sequence
+from math import inf, prod
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from tvm import te, tirx
+
+from graphc.backends.relax_module import Lowering, computes, convert
+from graphc.ir import Node
+
+NARROW = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+
+
+@computes("", "ReduceMax", "ReduceMin")
+def extremum(state: Lowering, node: Node) -> Sequence[Any]:
+    """The largest (smallest) element along axes; of none at all the type's lowest (highest)."""
+    kind, result = state.type(node.inputs[0]), state.type(node.outputs[0])
+    given = state.constant(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] else None
+    rank, dtype = len(kind.dims), kind.dtype
+    if len(node.inputs) > 1 and node.inputs[1] and given is None:
+        return convert(state, node)
+    listed = [int(axis) % rank for axis in given.reshape(-1)] if given is not None else []
+    everything = not listed and not node.get_int("noop_with_empty_axes", 0)
+    axes = list(range(rank)) if everything else sorted(listed)
+    keep, largest = node.get_int("keepdims", 1), node.op == "ReduceMax"
+    first = _lowest(dtype) if largest else _highest(dtype)
+
+    def combine(a: Any, b: Any) -> Any:
+        if dtype == np.bool_:
+            return tirx.any(a, b) if largest else tirx.all(a, b)
+        return tirx.max(a, b) if largest else tirx.min(a, b)
+
+    def define(x: te.Tensor) -> te.Tensor:
+        if not axes:
+            return te.compute(result.dims, lambda *i: x[i], name="extremum")
+        if not prod(kind.dims[axis] for axis in axes):
+            return te.compute(result.dims, lambda *i: tirx.const(first, dtype.name), name="extremum")
+        ranges = {axis: te.reduce_axis((0, kind.dims[axis]), f"k{axis}") for axis in axes}
+        reducer = te.comm_reducer(combine, lambda name: tirx.const(first, str(name)), name="extremum")
+
+        def element(*i: Any) -> Any:
+            kept = iter([p for a, p in enumerate(i) if a not in axes] if keep else i)
+            return reducer(
+                x[tuple(ranges[a] if a in axes else next(kept) for a in range(rank))], axis=[*ranges.values()]
+            )
+
+        return te.compute(result.dims, element, name="extremum")
+
+    return [state.emit(define, state.value(node.inputs[0]), name=node.op.lower())]
+
+
+def _lowest(dtype: np.dtype[Any]) -> Any:
+    if dtype.kind in "iu":
+        return int(np.iinfo(dtype).min)
+    return False if dtype == np.bool_ else -inf
+
+
+def _highest(dtype: np.dtype[Any]) -> Any:
+    if dtype.kind in "iu":
+        return int(np.iinfo(dtype).max)
+    return True if dtype == np.bool_ else inf
+
+
+@computes("", "Softmax", "LogSoftmax")
+def softmax(state: Lowering, node: Node) -> Sequence[Any]:
+    """Of 16-bit floats in float32, rounded once at the end; of others as TVM has it."""
+    kind = state.type(node.inputs[0])
+    if kind.dtype not in NARROW:
+        return convert(state, node)
+    axis, shape = node.get_int("axis", -1) % len(kind.dims), kind.dims
+    logarithm = node.op == "LogSoftmax"
+
+    def define(x: te.Tensor) -> te.Tensor:
+        rest = (*shape[:axis], *shape[axis + 1 :])
+
+        def along(place: Sequence[Any], k: Any) -> tuple[Any, ...]:
+            return (*place[:axis], k, *place[axis:])
+
+        def others(place: Sequence[Any]) -> tuple[Any, ...]:
+            return (*place[:axis], *place[axis + 1 :])
+
+        k, j = te.reduce_axis((0, shape[axis]), "k"), te.reduce_axis((0, shape[axis]), "j")
+        most = te.compute(rest, lambda *i: te.max(x[along(i, k)].astype("float32"), axis=k), name="softmax_max")
+        shifted = te.compute(shape, lambda *i: x[i].astype("float32") - most[others(i)], name="softmax_shift")
+        total = te.compute(rest, lambda *i: te.sum(tirx.exp(shifted[along(i, j)]), axis=j), name="softmax_sum")
+
+        def element(*i: Any) -> Any:
+            if logarithm:
+                return (shifted[i] - tirx.log(total[others(i)])).astype(kind.dtype.name)
+            return (tirx.exp(shifted[i]) / total[others(i)]).astype(kind.dtype.name)
+
+        return te.compute(shape, element, name="softmax")
+
+    return [state.emit(define, state.value(node.inputs[0]), name="softmax")]
