@@ -11,11 +11,14 @@ Weights are packed at compile time so that the innermost axis is a run of output
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
 from tvm import te, tirx
 
+from graphc.backends.dot import DOTS, dot_product
+from graphc.backends.dot import Kind as DotKind
 from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
 from graphc.backends.tiles import channel_block
 from graphc.backends.window import Window, window
@@ -37,6 +40,8 @@ class Convolution:
     block: int
     step: int = 1
     """Input channels that one dot-product instruction adds up."""
+    dot: DotKind = "plain"
+    """The instruction, as `graphc.backends.dot` names it."""
 
     @property
     def depth(self) -> int:
@@ -63,6 +68,7 @@ class Convolution:
                 "groups": self.groups,
                 "block": self.block,
                 "step": self.step,
+                "dot": self.dot,
                 "depth": self.depth,
                 "shift": shift,
                 "multiplier": self.filters // self.groups if self.kind == "depthwise" else 0,
@@ -70,14 +76,20 @@ class Convolution:
         )
 
 
-def convolution(state: Lowering, node: Node, step: int = 1) -> Convolution:
-    """The geometry of a channels-last Conv node with weights (O, I / groups, *K); `step` counts for dense ones."""
+def convolution(state: Lowering, node: Node, weights: np.dtype[Any] | None = None) -> Convolution:
+    """The geometry of a channels-last Conv node with weights (O, I / groups, *K), of type `weights` where integer."""
     _, *size, channels = state.type(node.inputs[0]).dims
     _, *output, filters = state.type(node.outputs[0]).dims
     kernel = state.type(node.inputs[1]).dims[2:]
     groups = node.get_int("group", 1)
     kind: Kind = "dense" if groups == 1 else "depthwise" if groups == channels else "grouped"
     span = window(node, size, output, kernel)
+    dot = DOTS["plain"]
+    if weights is not None and kind == "dense":
+        inputs = -(-channels // 4) * 4
+        depth = inputs * kernel[-1] if span.dilations[-1] == 1 else inputs
+        together = prod(output) if prod(kernel) == prod(span.strides) == 1 and not span.padded else output[-1]
+        dot = dot_product(state.target, weights, depth, together)
     return Convolution(
         kind,
         span,
@@ -86,7 +98,8 @@ def convolution(state: Lowering, node: Node, step: int = 1) -> Convolution:
         filters,
         groups,
         channel_block(state.target, filters),
-        step if kind == "dense" else 1,
+        dot.step,
+        dot.kind,
     )
 
 

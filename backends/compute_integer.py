@@ -14,7 +14,7 @@ from tvm import te, tirx
 from graphc.backends import compute_conv, compute_matmul
 from graphc.backends.compute_decode import limits
 from graphc.backends.compute_pool import counts, pool_window, window_sum
-from graphc.backends.dot import dot_product
+from graphc.backends.dot import Dot, dot_product
 from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
 from graphc.backends.tiles import channel_block
 from graphc.errors import UnsupportedError
@@ -70,8 +70,8 @@ def _per_channel(array: Array, channels: int) -> Array:
 def conv(state: Lowering, node: Node) -> Sequence[Any]:
     """y = requantize(bias + sum (x - x_zp) * (w - w_zp))."""
     weights = _centered_weights(state, node, 4, 0)
-    dot = dot_product(state.target, weights.dtype)
-    shape = compute_conv.convolution(state, node, dot.step)
+    shape = compute_conv.convolution(state, node, weights.dtype)
+    dot = Dot.of(shape.dot)
     zero_point = node.get_int("x_zero_point", 0)
     # Dense kernels add plain products and pad with the zero point; the others skip padding, so they must subtract it.
     shift = dot.shift(state.type(node.inputs[0]).dtype) if shape.kind == "dense" else -zero_point
@@ -142,8 +142,9 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
     weights = state.constant(node.inputs[1])
     if weights is not None and len(b) == 2:
         weights = _centered_weights(state, node, 4, 1)
-        dot = dot_product(state.target, weights.dtype)
-        product = dataclasses.replace(product, step=dot.step if a[-1] % dot.step == 0 else 1)
+        dot = dot_product(state.target, weights.dtype, a[-1], a[-2])
+        if a[-1] % dot.step == 0:
+            product = dataclasses.replace(product, step=dot.step, dot=dot.kind)
         shift = dot.shift(state.type(node.inputs[0]).dtype) if product.step > 1 else 0
         weights = weights.astype(dot.weights if product.step > 1 else weights.dtype)
         offsets = (offsets - (zero_points[0] + shift) * weights.astype(np.int64).sum(axis=0)).astype(np.int32)

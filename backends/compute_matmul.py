@@ -11,9 +11,13 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from graphc.backends.dot import Kind as DotKind
 from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
 from graphc.backends.tiles import channel_block
 from graphc.ir import Array, Node
+
+WIDE = {"float16": "float32", "bfloat16": "float32"}
+"""What 16-bit floats are summed in."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Product:
     block: int
     step: int = 1
     """Terms that one dot-product instruction adds up; it divides `inner`."""
+    dot: DotKind = "plain"
 
     @property
     def blocks(self) -> int:
@@ -43,6 +48,7 @@ class Product:
                 "columns": self.columns,
                 "block": self.block,
                 "step": self.step,
+                "dot": self.dot,
                 "transposed": transposed,
             }
         )
@@ -148,13 +154,13 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
     output = state.type(node.outputs[0]).dims
 
     def define(x: te.Tensor, w: te.Tensor) -> te.Tensor:
-        acc = accumulate(product, x, w, dtype)
+        acc = accumulate(product, x, w, WIDE.get(dtype, dtype))
 
         def element(*i: Any) -> Any:
             rest = list(i)
             column = rest.pop() if columns_given else 0
             row = rest.pop() if rows_given else 0
-            return sum_at(product, acc, (*rest, row, column))
+            return sum_at(product, acc, (*rest, row, column)).astype(dtype)
 
         return te.compute(output, element, name="out")
 

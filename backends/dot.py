@@ -1,35 +1,57 @@
 """Which dot-product instruction a target multiplies 8-bit integers with, and how it wants weights packed (no TVM).
 
+amx     16 x 64 bytes times 64 x 16: tiles of uint8 or int8 activations and int8 weights, packed as for vnni
 vnni    4 x uint8 * int8 -> int32 in one instruction; int8 activations are shifted by 128 first
 madd    2 x int16 * int16 -> int32; 8-bit operands are widened, so nothing saturates (`vpmaddubsw` would)
 plain   one product at a time in int32
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from graphc.backends.targets import Target
+from graphc.backends.tiles import AMX_BYTES, amx_depth
+
+Kind = Literal["amx", "vnni", "madd", "plain"]
+
+FEWEST_BYTES, FEWEST_COLUMNS = 24, 4
+"""Tiles with less depth or fewer output columns than this waste more of the unit than vectors would."""
 
 
 @dataclass(frozen=True)
 class Dot:
     """A way to multiply: `step` terms at once, of weights stored as `weights`."""
 
-    kind: Literal["vnni", "madd", "plain"]
+    kind: Kind
     step: int
-    weights: np.dtype[np.generic]
+    weights: np.dtype[Any]
 
-    def shift(self, x: np.dtype[np.generic]) -> int:
+    @staticmethod
+    def of(kind: Kind) -> "Dot":
+        return DOTS[kind]
+
+    def shift(self, x: np.dtype[Any]) -> int:
         """What is added to activations of type `x` so that the instruction takes them."""
         return 128 if self.kind == "vnni" and x == np.dtype(np.int8) else 0
 
 
-def dot_product(target: Target, weights: np.dtype[np.generic]) -> Dot:
-    """The instruction for weights of this type: int8, or int16 where zero points left eight bits."""
+DOTS: dict[Kind, Dot] = {
+    "amx": Dot("amx", 4, np.dtype(np.int8)),
+    "vnni": Dot("vnni", 4, np.dtype(np.int8)),
+    "madd": Dot("madd", 2, np.dtype(np.int16)),
+    "plain": Dot("plain", 1, np.dtype(np.int16)),
+}
+
+
+def dot_product(target: Target, weights: np.dtype[Any], depth: int, columns: int) -> Dot:
+    """The instruction for weights of this type (int16 where zero points left eight bits).
+
+    `depth` is the number of bytes of input that lie next to each other and are summed, `columns` how many output
+    positions lie in a row.
+    """
     if weights == np.dtype(np.int8) and target.has("avx512_vnni"):
-        return Dot("vnni", 4, np.dtype(np.int8))
-    if target.family == "x86":
-        return Dot("madd", 2, np.dtype(np.int16))
-    return Dot("plain", 1, weights)
+        fits = amx_depth(depth) >= min(FEWEST_BYTES, AMX_BYTES) and columns >= FEWEST_COLUMNS
+        return DOTS["amx"] if target.has("amx_int8") and fits else DOTS["vnni"]
+    return DOTS["madd"] if target.family == "x86" else DOTS["plain"]

@@ -20,7 +20,7 @@ _VPMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm
 
 def multiply_add(dot: Dot, acc: Any, x: Any, weights: Any, lanes: int, shift: int) -> Any:
     """acc (int32 x lanes) plus `dot.step` inputs x times `lanes` runs of weights; x + shift is unsigned."""
-    if dot.kind == "vnni":
+    if dot.kind in ("vnni", "amx"):
         word = tirx.reinterpret("int32", x)
         flipped = word ^ tirx.const(-0x7F7F7F80, "int32") if shift else word  # x ^ 0x80 = x + 128 as a byte
         inputs = tirx.reinterpret(f"int8x{4 * lanes}", spread(flipped, lanes))

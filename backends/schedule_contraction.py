@@ -11,7 +11,7 @@ Padding costs nothing: the loop over kh is clipped to the input, and the first a
 with only the columns that lie inside. A 1x1 convolution of stride 1 is a product over all its positions at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from tvm import tirx
 
 from graphc.backends.anchor import Anchor
-from graphc.backends.dot import dot_product
+from graphc.backends.dot import Dot
 from graphc.backends.dot_x86 import multiply_add
 from graphc.backends.geometry import Pattern, Rows
 from graphc.backends.statements import (
@@ -42,13 +42,13 @@ from graphc.backends.tiles import chunks, columns_in_tile
 def schedule(anchor: Anchor, target: Target) -> Any:
     """The kernel of a dense convolution or matrix product, None where the form is another."""
     if anchor.info["kind"] == "conv_dense" and len(anchor.info["kernel"]) == 2:
-        return _Convolution(anchor, target).build()
+        return Convolution(anchor, target).build()
     if anchor.info["kind"] == "matmul" and len(anchor.variables) == len(anchor.info["batch"]) + 2:
-        return _Product(anchor, target).build()
+        return Product(anchor, target).build()
     return None
 
 
-class _Contraction:
+class Contraction:
     """Writes the nest; what differs between convolutions and products is where operands lie."""
 
     def __init__(self, anchor: Anchor, target: Target, rows: Rows, depth: int, filters: int) -> None:
@@ -60,7 +60,7 @@ class _Contraction:
         self.vectors = self.block // self.lanes
         self.source = anchor.x
         self.step = int(anchor.info["step"])
-        self.dot = dot_product(target, np.dtype(str(anchor.weights.dtype))) if self.step > 1 else None
+        self.dot = Dot.of(anchor.info["dot"]) if self.step > 1 else None
 
     def x(self, row: Any, column: Any, kh: Any, kw: int, c: Any) -> Any:
         raise NotImplementedError
@@ -74,6 +74,10 @@ class _Contraction:
     def taps(self, row: Any) -> tuple[Any, Any]:
         """First row of the kernel that lies inside the input, and how many do."""
         return 0, 1
+
+    def pieces_of(self, target: Target, columns: int) -> int:
+        """Into how many rows a long run of columns is cut."""
+        return chunks(target, columns, int(self.anchor.info["block"]))
 
     def tasks(self) -> tuple[int, Any]:
         """(tasks, task -> (row, block)): the larger of weights and input is read once, the smaller again and again."""
@@ -140,32 +144,38 @@ class _Contraction:
         )
 
     def _store(self, acc: Any, row: Any, block: Any, first: Any, p: int) -> Any:
-        """The epilogue of one output position: whole vectors, then what is left in the last block."""
+        def sums(channel: Any) -> Any:
+            return acc[p * self.block + channel]
+
+        return self.store(row, block, first + p, range(self.vectors), sums)
+
+    def store(self, row: Any, block: Any, column: Any, vectors: range, sums: Callable[[Any], Any]) -> Any:
+        """The epilogue of one output position for some `vectors` of its block, as far as there are channels.
+
+        `sums` gives the accumulator of a channel of the block.
+        """
         left = self.filters - (self.blocks - 1) * self.block
 
-        def store(v: int, lanes: int) -> Any:
+        def part(v: int, lanes: int) -> Any:
             def lane(i: Any) -> Any:
-                channel = block * self.block + (v * self.lanes + i)
-                return self.anchor.epilogue(
-                    self.position(row, first + p, channel), acc[(p * self.vectors + v) * self.lanes + i]
-                )
+                channel = v * self.lanes + i
+                return self.anchor.epilogue(self.position(row, column, block * self.block + channel), sums(channel))
 
             return loop("lane", 0, lanes, lane, VECTORIZED) if lanes > 1 else lane(const(0))
 
-        whole = sequence([store(v, self.lanes) for v in range(self.vectors)])
-        if left == self.block:
+        whole = sequence([part(v, self.lanes) for v in vectors])
+        if left >= vectors.stop * self.lanes:
             return whole
-        rest = sequence(
-            [store(v, min(self.lanes, left - v * self.lanes)) for v in range(self.vectors) if left > v * self.lanes]
-        )
+        parts = [part(v, min(self.lanes, left - v * self.lanes)) for v in vectors if left > v * self.lanes]
+        rest = sequence(parts) if parts else tirx.Evaluate(const(0))
         return rest if self.blocks == 1 else tirx.IfThenElse(block < self.blocks - 1, whole, rest)
 
 
-class _Convolution(_Contraction):
+class Convolution(Contraction):
     """Channels-last input (N, H, W, C), weights (blocks, KH, KW, C, block)."""
 
     def __init__(self, anchor: Anchor, target: Target) -> None:
-        info = anchor.info
+        self.anchor, info = anchor, anchor.info
         integer = not str(anchor.accumulator.dtype).startswith("float")
         through_pad = integer and anchor.pad is not None  # padding is the zero point there, not nothing
         self.batch: int
@@ -183,7 +193,7 @@ class _Convolution(_Contraction):
         pieces, columns = self.batch * self.out_height, self.out_width
         if self.flat:
             positions = self.batch * self.height * width
-            pieces = chunks(target, positions, info["block"])
+            pieces = self.pieces_of(target, positions)
             columns = positions // pieces
         rows = Rows(
             pieces,
@@ -235,13 +245,14 @@ class _Convolution(_Contraction):
         )
 
 
-class _Product(_Contraction):
+class Product(Contraction):
     """a (*batch, M, K) times packed b (*batch, blocks, K, block); each row of the nest is one matrix of the batch."""
 
     def __init__(self, anchor: Anchor, target: Target) -> None:
         info = anchor.info
         self.batch: list[int] = info["batch"]
-        self.pieces = chunks(target, info["rows"], info["block"])
+        self.anchor = anchor
+        self.pieces = self.pieces_of(target, info["rows"])
         rows, columns = prod(self.batch) * self.pieces, info["rows"] // self.pieces
         tile = columns_in_tile(target, columns, info["block"])
         super().__init__(anchor, target, Rows(rows, columns, 1, 1, 1, 0, columns, tile), info["inner"], info["columns"])

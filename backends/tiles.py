@@ -63,3 +63,28 @@ def chunks(target: Target, columns: int, block: int) -> int:
         if columns % n == 0 and n * tile_cycles(target, columns // n, block)[0] <= 1.02 * whole
     ]
     return max(good)
+
+
+AMX_ROWS, AMX_BYTES = 16, 64
+"""Rows of a matrix tile, and bytes in each (Intel SDM volume 1, chapter 18)."""
+
+
+def amx_depth(depth: int) -> int:
+    """Bytes of depth in one tile of activations: the most that divide `depth`, in steps of four."""
+    return max((size for size in range(4, AMX_BYTES + 1, 4) if depth % size == 0), default=0)
+
+
+def amx_rows(columns: int) -> tuple[int, int]:
+    """(tiles, rows of each) that cover `columns` output positions; the last tile may overlap the one before."""
+    tiles = -(-columns // AMX_ROWS)
+    return tiles, -(-columns // tiles)
+
+
+def amx_chunks(columns: int) -> int:
+    """Into how many equal pieces a run of columns is cut for tiles: as many as leave them about as full."""
+
+    def rows(pieces: int) -> int:
+        tiles, height = amx_rows(columns // pieces)
+        return pieces * (tiles + tiles % 2) * max(height, AMX_ROWS // 2)
+
+    return max(n for n in range(1, MOST_CHUNKS + 1) if columns % n == 0 and rows(n) <= 1.1 * rows(1))

@@ -1,0 +1,231 @@
+"""8-bit convolutions and products on Intel's matrix tiles (AMX): the register tile is a tile register.
+
+    for task = (rows of output positions, block of output channels):
+      for pair of tiles of up to 16 columns, pair of 16 output channels:
+        c00 c01 c10 c11 = 0                              tiles 0 to 3, 16 x 16 int32
+        for kh, steps of depth:
+          a0 a1 = x (columns x bytes)                    tiles 4 and 5
+          b0 b1 = w (bytes / 4 x 16 channels x 4)        tiles 6 and 7
+          cmn += am . bn                                 tdpbusd, tdpbssd: exact in int32
+        y = epilogue(c)                                  through a small buffer
+
+Taps across and input channels lie next to each other, in the input as in the packed weights, so they are one depth.
+The input is padded already (integers pad with their zero point). The last tile of a row may overlap the one
+before; only its new columns are stored. A process asks Linux for the tiles first.
+Source: Intel SDM volume 1, chapter 18.
+"""
+
+from functools import partial
+from typing import Any
+
+from tvm import tirx
+
+from graphc.backends.anchor import Anchor
+from graphc.backends.schedule_contraction import Contraction, Convolution, Product
+from graphc.backends.statements import const, loop, sequence, spread, vector
+from graphc.backends.targets import Target
+from graphc.backends.tiles import AMX_ROWS, amx_chunks, amx_depth, amx_rows
+
+CHANNELS = 16
+"""Output channels in one tile of sums."""
+SUMS, INPUTS, WEIGHTS = (0, 1, 2, 3), (4, 5), (6, 7)
+"""Numbers of the tile registers."""
+
+
+def schedule(anchor: Anchor, target: Target) -> Any:
+    """The kernel of a convolution or product that was packed for tiles, None for anything else."""
+    if anchor.info.get("dot") != "amx":
+        return None
+    if anchor.info["kind"] == "conv_dense" and len(anchor.info["kernel"]) == 2:
+        return TiledConvolution(anchor, target).build()
+    if anchor.info["kind"] == "matmul" and len(anchor.variables) == len(anchor.info["batch"]) + 2:
+        return TiledProduct(anchor, target).build()
+    return None
+
+
+def _instruction(name: str, *operands: Any) -> Any:
+    return tirx.Evaluate(tirx.call_llvm_intrin("void", f"llvm.x86.{name}", *operands))
+
+
+def _tile(number: int) -> Any:
+    return tirx.const(number, "uint8")
+
+
+class Tiled(Contraction):
+    """Replaces the vector register tile of a contraction by matrix tiles."""
+
+    across: int
+    """Bytes of depth that lie next to each other, in the input and in the weights."""
+    pitch: int
+    """Bytes between neighbouring columns of the input."""
+    down: int
+    """Rows of the kernel."""
+
+    def pieces_of(self, target: Target, columns: int) -> int:
+        return amx_chunks(columns)
+
+    def _input(self, row: Any, column: Any, kh: Any, byte: Any) -> Any:
+        raise NotImplementedError
+
+    def _weights(self, row: Any, block: Any, kh: Any, byte: Any, channel: Any) -> Any:
+        raise NotImplementedError
+
+    def _row(self, row: Any, block: Any) -> Any:
+        columns = self.rows.columns
+        tiles, height = amx_rows(columns)
+        config = tirx.decl_buffer((64,), "uint8", "config", scope="local")
+        sums = tirx.decl_buffer((len(SUMS) * AMX_ROWS * CHANNELS,), "int32", "sums", scope="local")
+        starts = [(min(t * height, columns - height), t * height) for t in range(tiles)]
+        regular = sum(first == wanted for first, wanted in starts) // 2
+        parts = [tirx.AllocBuffer(config), tirx.AllocBuffer(sums), *self._configure(config, height)]
+        if regular:
+            parts.append(
+                loop(
+                    "pair",
+                    0,
+                    regular,
+                    lambda t: self._block(
+                        sums, row, block, [(t * 2 * height, 0), (t * 2 * height + height, 0)], height
+                    ),
+                )
+            )
+        for t in range(2 * regular, tiles, 2):
+            group = [(const(first), wanted - first) for first, wanted in starts[t : t + 2]]
+            parts.append(self._block(sums, row, block, group, height))
+        return sequence([*parts, _instruction("tilerelease")])
+
+    def _configure(self, config: Any, height: int) -> list[Any]:
+        """Palette 1: bytes 16.. are the bytes of each tile's rows (16 bits each), bytes 48.. how many rows."""
+        size = amx_depth(self.across)
+        shapes = {
+            **dict.fromkeys(SUMS, (height, 64)),
+            **dict.fromkeys(INPUTS, (height, size)),
+            **dict.fromkeys(WEIGHTS, (size // 4, 64)),
+        }
+        values = {
+            0: 1,
+            **{16 + 2 * n: width for n, (_, width) in shapes.items()},
+            **{48 + n: rows for n, (rows, _) in shapes.items()},
+        }
+        zero = tirx.BufferStore(config, spread(const(0, "uint8"), 64), [vector(const(0), 64)])
+        stores = [tirx.BufferStore(config, const(value, "uint8"), [const(at)]) for at, value in values.items()]
+        return [zero, *stores, _instruction("ldtilecfg", tirx.address_of(config[0]))]
+
+    def _block(self, sums: Any, row: Any, block: Any, group: list[tuple[Any, int]], height: int) -> Any:
+        """All channels of a block for one or two tiles of columns: (first column, columns that are stored already)."""
+        pairs = -(-self.block // (2 * CHANNELS))
+        channels = range(min(2, self.block // CHANNELS))
+
+        def pair(p: Any) -> Any:
+            begin = p * (2 * CHANNELS)
+            return sequence(
+                [
+                    *(_instruction("tilezero", _tile(2 * m + n)) for m in range(len(group)) for n in channels),
+                    loop("kh", 0, self.down, lambda kh: self._depth_loop(row, block, group, kh, begin, channels)),
+                    *(
+                        _instruction(
+                            "tilestored64",
+                            _tile(2 * m + n),
+                            tirx.address_of(sums[(2 * m + n) * AMX_ROWS * CHANNELS]),
+                            tirx.const(4 * CHANNELS, "int64"),
+                        )
+                        for m in range(len(group))
+                        for n in channels
+                    ),
+                ]
+            )
+
+        parts = []
+        for p in range(pairs):
+            parts.append(pair(const(p)))
+            for m, (first, skip) in enumerate(group):
+                finish = partial(self._finish, sums, row, block, first, m, p)
+                parts.append(loop("r", skip, height - skip, finish))
+        return sequence(parts)
+
+    def _finish(self, sums: Any, row: Any, block: Any, first: Any, m: int, p: int, r: Any) -> Any:
+        """The epilogue of one column of tile m for the p-th pair of channel tiles."""
+        width = min(2 * CHANNELS, self.block)
+        vectors = range(p * width // self.lanes, (p + 1) * width // self.lanes)
+
+        def at(channel: Any) -> Any:
+            inside = channel - p * width
+            return sums[((2 * m + inside // CHANNELS) * AMX_ROWS + r) * CHANNELS + inside % CHANNELS]
+
+        return self.store(row, block, first + r, vectors, at)
+
+    def _depth_loop(
+        self, row: Any, block: Any, group: list[tuple[Any, int]], kh: Any, begin: Any, channels: range
+    ) -> Any:
+        size = amx_depth(self.across)
+        signed = str(self.source.dtype) == "int8"
+
+        def body(k: Any) -> Any:
+            byte = k * size
+            loads = [
+                _instruction(
+                    "tileloadd64",
+                    _tile(INPUTS[m]),
+                    tirx.address_of(self._input(row, first, kh, byte)),
+                    tirx.const(self.pitch, "int64"),
+                )
+                for m, (first, _) in enumerate(group)
+            ]
+            loads += [
+                _instruction(
+                    "tileloadd64",
+                    _tile(WEIGHTS[n]),
+                    tirx.address_of(self._weights(row, block, kh, byte, begin + n * CHANNELS)),
+                    tirx.const(4 * self.block, "int64"),
+                )
+                for n in channels
+            ]
+            dots = [
+                _instruction("tdpbssd" if signed else "tdpbusd", _tile(2 * m + n), _tile(INPUTS[m]), _tile(WEIGHTS[n]))
+                for m in range(len(group))
+                for n in channels
+            ]
+            return sequence([*loads, *dots])
+
+        return loop("k", 0, self.across // size, body)
+
+
+class TiledConvolution(Tiled, Convolution):
+    """Channels-last input, already padded; weights (blocks, KH, KW, C / 4, block, 4)."""
+
+    def __init__(self, anchor: Anchor, target: Target) -> None:
+        super().__init__(anchor, target)
+        together = self.dilations[1] == 1
+        self.across = self.depth * self.kernel[1] if together else self.depth
+        self.down = self.kernel[0] if together else self.kernel[0] * self.kernel[1]
+        self.pitch = self.strides[1] * self.depth
+        self.together = together
+
+    def _tap(self, kh: Any, byte: Any) -> tuple[Any, Any, Any]:
+        """(kernel row, kernel column, channel) of a byte of depth."""
+        if self.together:
+            return kh, byte // self.depth, byte % self.depth
+        return kh // self.kernel[1], kh % self.kernel[1], byte
+
+    def _input(self, row: Any, column: Any, kh: Any, byte: Any) -> Any:
+        down, across, channel = self._tap(kh, byte)
+        return self.x(row, column, down, across, channel)
+
+    def _weights(self, row: Any, block: Any, kh: Any, byte: Any, channel: Any) -> Any:
+        down, across, first = self._tap(kh, byte)
+        return self.w(row, block, down, across, [first // 4, channel, const(0)])
+
+
+class TiledProduct(Tiled, Product):
+    """a (*batch, M, K) times packed b (*batch, blocks, K / 4, block, 4)."""
+
+    def __init__(self, anchor: Anchor, target: Target) -> None:
+        super().__init__(anchor, target)
+        self.across = self.pitch = self.depth
+        self.down = 1
+
+    def _input(self, row: Any, column: Any, kh: Any, byte: Any) -> Any:
+        return self.x(row, column, kh, const(0), byte)
+
+    def _weights(self, row: Any, block: Any, kh: Any, byte: Any, channel: Any) -> Any:
+        return self.w(row, block, kh, const(0), [byte // 4, channel, const(0)])
