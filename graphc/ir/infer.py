@@ -78,7 +78,7 @@ def infer(node: Node, types: Mapping[str, TensorType], constants: Mapping[str, A
         found = ask(node, proto, operands, data)
     except ONNX_ERRORS as error:
         shown = ", ".join(f"{name}: {types[name]}" for name in operands)
-        problem = f"its operands or attributes do not fit ({shown}): {str(error).strip()}"
+        problem = f"its operands or attributes do not fit ({shown}): {str(error).strip().rstrip('.')}."
         raise InputError(node.label, problem, "Check the shapes given to the model's inputs, and the node.") from error
     unknown = next((name for name in node.results if name not in found), None)
     if unknown is not None:

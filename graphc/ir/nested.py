@@ -122,7 +122,7 @@ def _inferred(graph: GraphProto, node: Node, reads: tuple[str, ...], types: Type
         return onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except ONNX_ERRORS as error:
         raise InputError(
-            node.label, f"its subgraphs do not fit: {str(error).strip()}", "Export the model again."
+            node.label, f"its subgraphs do not fit: {str(error).strip().rstrip('.')}.", "Export the model again."
         ) from error
 
 
