@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 a bug in graphc; 2 the user's spec, model or data; 3 over 
 
 import signal
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, NoReturn
@@ -32,6 +33,8 @@ class Commands(TyperGroup):
             _fail(str(error), error.exit_code, bug=isinstance(error, InternalError))
         except KeyboardInterrupt:
             _fail("stopped.", INTERRUPTED)
+        except MemoryError as error:
+            _fail(f"out of memory: {error}. Use smaller inputs, or a machine with more memory.", InputError.exit_code)
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -211,6 +214,9 @@ def passes(json: Json = False) -> None:
 def main() -> None:
     """Entry point of the console script."""
     sys.excepthook = _unforeseen
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names in models may be what this terminal cannot show
     signal.signal(
         signal.SIGTERM, lambda number, _frame: sys.exit(128 + number)
     )  # an exception, so that files are removed

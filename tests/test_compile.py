@@ -118,6 +118,13 @@ def test_python_takes_a_graph_and_a_spec_as_data(workshop: Path) -> None:
     assert load(made.model).inputs == ("image",)
 
 
+def test_importing_the_module_leaves_the_function() -> None:
+    module = import_module("graphc.compile")
+    assert graphc.compile is module.compile
+    assert set(graphc.__all__) <= set(dir(graphc))
+    assert all(getattr(graphc, name) is not None for name in graphc.__all__)
+
+
 def test_stop_after(workshop: Path) -> None:
     (workshop / "no_target.yaml").write_text(small.SPEC.replace("targets: [{cpu: native}]", ""))
     made = graphc.compile(None, workshop / "no_target.yaml", out=workshop / "stopped", stop_after=1)
