@@ -174,13 +174,25 @@ class Pass(BaseModel):
     @model_validator(mode="after")
     def _check_rules(self) -> Self:
         """Every rule laid over the pass's own options must give valid options; mistakes are located inside `where`."""
-        own = {key: getattr(self, key) for key in self.model_fields_set if key != "where"}
+        own = self._own_options()
         errors: list[InitErrorDetails] = []
         for index, rule in enumerate(self.where):
             errors += self._rule_errors(index, rule, own)
         if errors:
             raise ValidationError.from_exception_data(type(self).__name__, errors)
         return self
+
+    def _own_options(self) -> dict[str, Any]:
+        """What a node's options start from: all that rules may change, and of the rest only what has no default.
+
+        So a check of the whole pass (integer outputs need integer activations, say) does not hold for single nodes.
+        """
+        fields = type(self).model_fields
+        return {
+            key: getattr(self, key)
+            for key in self.model_fields_set
+            if key in self.overridable or (key != "where" and fields[key].is_required())
+        }
 
     def _rule_errors(self, index: int, rule: Rule, own: Mapping[str, Any]) -> list[InitErrorDetails]:
         unknown = [key for key in rule.overrides if key not in self.overridable]
@@ -226,7 +238,7 @@ class Pass(BaseModel):
             return dict.fromkeys(graph.nodes, self)
         weighted = [node for node in graph.nodes if has_weights(graph, node)]
         ends = {"first": weighted[0], "last": weighted[-1]} if weighted else {}
-        own = {key: getattr(self, key) for key in self.model_fields_set if key != "where"}
+        own = self._own_options()
         rules = sorted(self.where, key=lambda rule: rule.specificity)
         used: set[int] = set()
         options: dict[Node, Self] = {}

@@ -176,6 +176,8 @@ class _Grouping:
         if self._candidates[node].role is not Role.POINTWISE and node.op not in WITH_SCALAR:
             return None
         operands = [name for name in node.inputs if name and not constant_of_one(self._graph, name)]
+        if len(operands) > 1 and node.op in ("Div", "Pow"):
+            return None  # zero by zero is in the table of x / f(x), and has no value
         leaves = {self._leaf.get(name, name) for name in operands}
         if len(leaves) != 1 or any(name in self._graph.constants for name in leaves):
             return None
@@ -188,7 +190,7 @@ class _Grouping:
         inside = set(nodes)
         exits = [node for node in nodes if self._is_exit(node, inside)]
         for node in exits:
-            if self._candidates[node].wide:
+            if self._candidates[node].wide or (node.op == "Div" and constant_of_one(self._graph, node.inputs[0])):
                 self._wide.add(node.outputs[0])
                 self._skipped[node] = "its result spans more magnitudes than 8 bits hold"
         results = tuple(node.outputs[0] for node in exits if node.outputs[0] not in self._wide)

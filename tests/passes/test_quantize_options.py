@@ -133,6 +133,12 @@ def test_nodes_may_have_formats_of_their_own() -> None:
     assert_all_integer(after)
 
 
+def test_float_nodes_and_integer_outputs_go_together() -> None:
+    after, _ = quantized(two_convs(), io="int8", where=[{"name": "he*", "weights": "int8", "activations": "none"}])
+    assert [after.types[name].dtype.name for name in ("x", "y")] == ["int8", "int8"]
+    assert producer_chain(after, "y")[:2] == ["QuantizeLinear", "Conv"]
+
+
 def test_weights_alone_need_no_data() -> None:
     before = two_convs()
     step = Quantize.model_validate({"weights": "int8", "activations": "none"})
