@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from graphc.errors import InputError, VerificationError
 from graphc.ir.graph import Array
 from graphc.runner import Runner
 from graphc.terminal import duration, line_out, table
+
+if TYPE_CHECKING:
+    from graphc.benchmark import Benchmark
 
 
 def run_artifact(folder: Path, inputs: Sequence[str], output: Path, threads: int) -> None:
@@ -111,21 +115,10 @@ def bench_artifact(
         return
     if file is not None:
         file.write_text(text, encoding="utf-8")
-    line_out(f"{result.machine}; on {result.inputs}; engines run {result.model}")
-    header = ("threads", "engine", "median", "min", "p10 .. p90", "time / graphc", "p10 .. p90")
-    rows = [
-        (
-            str(figure.threads),
-            figure.engine,
-            duration(figure.timing.median),
-            duration(figure.timing.minimum),
-            f"{duration(figure.timing.low)} .. {duration(figure.timing.high)}",
-            f"{figure.ratio.median:.2f}" if figure.ratio else "",
-            f"{figure.ratio.low:.2f} .. {figure.ratio.high:.2f}" if figure.ratio else "",
-        )
-        for figure in result.figures
-    ]
-    table(header, rows, "><>>>>>")
+    line_out(f"machine  {result.machine}")
+    line_out(f"inputs   {result.inputs}")
+    line_out(f"engines  run {result.model}; ratio: their time over graphc's, round by round")
+    table(("thr", "engine", "median", "min", "p10", "p90", "ratio", "p10", "p90"), _rows(result), "><>>>>>>>")
     if calls:
         line_out()
         total = sum(call.seconds for call in calls)
@@ -133,6 +126,17 @@ def bench_artifact(
             (str(c.index), ", ".join(c.nodes), c.kernel, duration(c.seconds), f"{c.seconds / total:.1%}") for c in calls
         ]
         table(("call", "nodes", "kernel", "median", "share"), shares, "><<>>")
+
+
+def _rows(result: "Benchmark") -> list[list[str]]:
+    """One row per engine and number of threads."""
+    rows = []
+    for figure in result.figures:
+        time, ratio = figure.timing, figure.ratio
+        times = [duration(seconds) for seconds in (time.median, time.minimum, time.low, time.high)]
+        ratios = [f"{value:.2f}" for value in (ratio.median, ratio.low, ratio.high)] if ratio else [""] * 3
+        rows.append([str(figure.threads), figure.engine, *times, *ratios])
+    return rows
 
 
 def _numbers(text: str) -> list[int]:

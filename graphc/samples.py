@@ -53,7 +53,7 @@ def inputs_for(folder: Path, model: Graph, count: int) -> Inputs:
         return seeded(types, count)
     border = Border.of(model, {name: np.dtype(dtype) for name, dtype in report.types.items()})
     feeds = tuple(border.enter(batch.feeds) for batch in islice(dataset, count))
-    return Inputs(feeds, f"{len(feeds)} inputs of {dataset.path}")
+    return Inputs(feeds, f"{_inputs(len(feeds))} of {dataset.path}")
 
 
 def _dataset(report: Report, types: Mapping[str, TensorType]) -> Dataset | None:
@@ -73,7 +73,11 @@ def seeded(inputs: Mapping[str, TensorType], count: int) -> Inputs:
     """Random inputs, the same every time: normal floats, all integers of 8 and 16 bits, 0 or 1 for longer ones."""
     rng = np.random.default_rng(SEED)
     feeds = tuple({name: _random(rng, kind) for name, kind in inputs.items()} for _ in range(count))
-    return Inputs(feeds, f"{count} random inputs (seed {SEED})")
+    return Inputs(feeds, f"{_inputs(count, 'random ')} (seed {SEED})")
+
+
+def _inputs(count: int, kind: str = "") -> str:
+    return f"{count} {kind}input{'s' if count > 1 else ''}"
 
 
 def _random(rng: np.random.Generator, kind: TensorType) -> Array:

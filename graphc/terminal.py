@@ -106,6 +106,7 @@ def _rich_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str
         title_justify="left",
         pad_edge=False,
         show_edge=False,
+        padding=(0, 1, 0, 0),
     )
     for name, side in zip(header, align, strict=True):
         drawn.add_column(Text(name), justify="left" if side == "<" else "right", overflow="fold")
