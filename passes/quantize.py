@@ -88,7 +88,7 @@ class Quantize(Pass):
         for node in graph.nodes:
             if node in decided.skipped:
                 context.skip(node, decided.skipped[node])
-        return write(graph, decided, options, grids.of(decided, self.io, borders), borders)
+        return write(graph, decided, options, grids.of(decided, self.io, borders, context.progress), borders)
 
     def _borders(self, graph: Graph) -> tuple[str, ...]:
         """Inputs and outputs that become integers."""

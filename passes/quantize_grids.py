@@ -1,6 +1,6 @@
 """Which grid each quantized value is on: formats and methods from the options, ranges from statistics and constants."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +12,7 @@ from graphc.passes.protocol import Observation, Statistics
 from graphc.passes.quantize_operators import OPERATORS, Role
 from graphc.passes.quantize_plan import Plan, Share, data_operands
 from graphc.passes.quantize_ranges import STATISTICS, Choice, Method, Span, choose
-from graphc.passes.quantize_schemes import FORMATS, Parameters
+from graphc.passes.quantize_schemes import FORMATS, Format, Parameters
 
 LARGEST_SPREAD = 16
 """A Concat puts its operands on one grid; one whose range is this many times smaller than it would lose 4 of 8 bits."""
@@ -49,19 +49,25 @@ class Grids:
             if name not in self._graph.constants
         )
 
-    def of(self, plan: Plan, io: str, borders: Sequence[str]) -> dict[str, Parameters]:
+    def of(
+        self, plan: Plan, io: str, borders: Sequence[str], progress: Callable[[str, float], None]
+    ) -> dict[str, Parameters]:
         """Value -> its grid, one object for all values of a share. Shares that reach a border have the format `io`."""
         makers, at_border = _makers(plan), set(borders)
         grids: dict[str, Parameters] = {}
-        for share in dict.fromkeys(plan.shares.values()):
+        shares = list(dict.fromkeys(plan.shares.values()))
+        for index, share in enumerate(shares):
+            progress("ranges", index / len(shares))
             own = self._options[share.owner] if share.owner is not None else self._base
             form = FORMATS[own.activations if at_border.isdisjoint(share.members) else io]
-            grid = schemes.unit_interval(form)
-            if not share.probability:
-                low, high = self._span(share, form.name, makers)
-                grid = schemes.affine(low, high, form, own.symmetric, f"value '{share.roots[0]}'")
-            grids.update(dict.fromkeys(share.members, grid))
+            grids.update(dict.fromkeys(share.members, self._grid(share, form, own, makers)))
         return grids
+
+    def _grid(self, share: Share, form: Format, own: Options, makers: Mapping[str, Node]) -> Parameters:
+        if share.probability:
+            return schemes.unit_interval(form)
+        low, high = self._span(share, form.name, makers)
+        return schemes.affine(low, high, form, own.symmetric, f"value '{share.roots[0]}'")
 
     def crushed(self, plan: Plan) -> dict[Node, str]:
         """Concats that would put operands of very different ranges on one grid, with that reason to keep them float."""
