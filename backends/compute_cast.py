@@ -1,4 +1,4 @@
-"""Cast between element types that processors lack or convert otherwise: 8-bit floats, and float64 to float16.
+"""Cast between element types that processors lack or convert otherwise: small floats and integers, float64 to float16.
 
 Rounding is to nearest, half to even. The formats and what happens past their range are those of ONNX's Cast.
 """
@@ -13,8 +13,9 @@ from tvm import te, tirx
 
 from graphc.backends.compute_arithmetic import broadcast
 from graphc.backends.relax_module import Lowering, computes, convert
-from graphc.errors import UnsupportedError
-from graphc.ir import Node
+from graphc.backends.statements import const
+from graphc.ir import Array, Node
+from graphc.ir.graph import bits_of
 
 SINGLE = 23
 """Bits of float32's mantissa."""
@@ -22,7 +23,7 @@ SINGLE = 23
 
 @dataclass(frozen=True)
 class Format:
-    """An 8-bit float: bits of its mantissa, exponent bias, the largest code of a number, the code of NaN, and what a
+    """A small float: bits of its mantissa, exponent bias, the largest code of a number, the code of NaN, and what a
     number too large becomes where it is not saturated. `one_zero`: no negative zero, its code is NaN's."""
 
     mantissa: int
@@ -31,6 +32,8 @@ class Format:
     nan: int
     overflow: int
     one_zero: bool = False
+    sign: int = 7
+    """Which bit of the code is the sign."""
 
 
 FORMATS = {
@@ -38,52 +41,81 @@ FORMATS = {
     "float8_e4m3fnuz": Format(3, 8, 0x7F, 0x80, 0x80, one_zero=True),
     "float8_e5m2": Format(2, 15, 0x7B, 0x7F, 0x7C),
     "float8_e5m2fnuz": Format(2, 16, 0x7F, 0x80, 0x80, one_zero=True),
+    "float4_e2m1fn": Format(1, 1, 0x7, 0x8, 0x7, sign=3),
 }
 POWERS = "float8_e8m0fnu"
 """Powers of two alone: the exponent of float32."""
+SMALL = frozenset((*FORMATS, POWERS))
 
 
 @computes("", "Cast")
 def cast(state: Lowering, node: Node) -> Sequence[Any]:
-    """y = x in another type."""
+    """y = x in another type. Of integers of fewer than 8 bits the low bits are kept."""
     source, target = (state.type(name).dtype for name in (node.inputs[0], node.outputs[0]))
     if source == target:
         return [broadcast(state, node, lambda x: x, "cast")]
-    if source.name in (*FORMATS, POWERS):
-        return [_decoded(state, node, source, target)]
-    if target.name in (*FORMATS, POWERS):
-        return [_encoded(state, node, target.name)]
-    if source == np.float64 and target in (np.float16, ml_dtypes.bfloat16):
-        return [broadcast(state, node, lambda x: to_odd(x).astype(target.name), "cast")]
+    if source.name in SMALL:
+        return [_from_small_float(state, node, source, target)]
+    if bits_of(source) < 8:
+        return [broadcast(state, node, lambda x: _to(from_code(x, source), np.dtype(np.int32), target), "cast")]
+    if target.name in SMALL or bits_of(target) < 8 or source == np.float64:
+        saturate, mode = bool(node.get_int("saturate", 1)), node.get_str("round_mode", "up")
+        return [broadcast(state, node, lambda x: _to(x, source, target, saturate, mode), "cast")]
     return convert(state, node)
 
 
-def _decoded(state: Lowering, node: Node, source: np.dtype[Any], target: np.dtype[Any]) -> Any:
-    """Every code's value, from a table."""
-    table = np.arange(256, dtype=np.uint8).view(source).astype(np.float32)
-    if target.name in (*FORMATS, POWERS):
-        raise UnsupportedError(node.label, f"from {source} to {target}.", "Cast to float32 in between.")
+def _to(x: Any, source: np.dtype[Any], target: np.dtype[Any], saturate: bool = True, mode: str = "up") -> Any:
+    """An element of a type of whole bytes as another type."""
+    if target.name in SMALL:
+        return encoded(to_odd(x) if source == np.float64 else x.astype("float32"), target, saturate, mode)
+    if bits_of(target) < 8:
+        return to_code(x.astype("int32"), target)
+    if source == np.float64 and target in (np.float16, ml_dtypes.bfloat16):
+        return to_odd(x).astype(target.name)
+    return x.astype(target.name)
 
-    def define(x: te.Tensor, values: te.Tensor) -> te.Tensor:
+
+def from_code(code: Any, dtype: np.dtype[Any]) -> Any:
+    """The integer whose low bits a byte holds, as int32."""
+    bits = bits_of(dtype)
+    value, sign = code.astype("int32") & const((1 << bits) - 1), 1 << (bits - 1)
+    return value if dtype.name.startswith("u") else (value ^ const(sign)) - const(sign)
+
+
+def to_code(value: Any, dtype: np.dtype[Any]) -> Any:
+    """The byte that holds the low bits of an int32."""
+    return (value & const((1 << bits_of(dtype)) - 1)).astype("uint8")
+
+
+def values(dtype: np.dtype[Any]) -> Array:
+    """The value of every code of a small float."""
+    return np.arange(1 << bits_of(dtype), dtype=np.uint8).view(dtype).astype(np.float32)
+
+
+def small_code(x: Any, dtype: np.dtype[Any]) -> Any:
+    """The code of an element of a small float, as int32."""
+    return (
+        from_code(x, np.dtype(ml_dtypes.uint4)) if bits_of(dtype) < 8 else tirx.reinterpret("uint8", x).astype("int32")
+    )
+
+
+def _from_small_float(state: Lowering, node: Node, source: np.dtype[Any], target: np.dtype[Any]) -> Any:
+    def define(x: te.Tensor, table: te.Tensor) -> te.Tensor:
         def element(*i: Any) -> Any:
-            return values[tirx.reinterpret("uint8", x[i]).astype("int32")].astype(target.name)
+            return _to(table[small_code(x[i], source)], np.dtype(np.float32), target)
 
         return te.compute(x.shape, element, name="cast")
 
-    return state.emit(define, state.value(node.inputs[0]), state.parameter(table, "codes"), name="cast")
+    return state.emit(define, state.value(node.inputs[0]), state.parameter(values(source), "codes"), name="cast")
 
 
-def _encoded(state: Lowering, node: Node, target: str) -> Any:
-    source, saturate = state.type(node.inputs[0]).dtype, bool(node.get_int("saturate", 1))
-    mode = node.get_str("round_mode", "up")
-
-    def define(x: Any) -> Any:
-        single = to_odd(x) if source == np.float64 else x.astype("float32")
-        bits = tirx.reinterpret("int32", single)
-        code = power_code(bits, mode, saturate) if target == POWERS else float8_code(single, FORMATS[target], saturate)
-        return tirx.reinterpret(target, code.astype("uint8"))
-
-    return broadcast(state, node, define, "cast")
+def encoded(single: Any, target: np.dtype[Any], saturate: bool = True, mode: str = "up") -> Any:
+    """A float32 as a small float, as it is stored."""
+    if target.name == POWERS:
+        code = power_code(tirx.reinterpret("int32", single), mode, saturate)
+    else:
+        code = small_float_code(single, FORMATS[target.name], saturate)
+    return code.astype("uint8") if bits_of(target) < 8 else tirx.reinterpret(target.name, code.astype("uint8"))
 
 
 def to_odd(x: Any) -> Any:
@@ -100,10 +132,10 @@ def to_odd(x: Any) -> Any:
     return tirx.reinterpret("float32", odd)
 
 
-def float8_code(single: Any, form: Format, saturate: bool) -> Any:
+def small_float_code(single: Any, form: Format, saturate: bool) -> Any:
     """The code of a float32, as int32."""
     bits, shift = tirx.reinterpret("int32", single), SINGLE - form.mantissa
-    sign = (bits >> 24) & 0x80
+    sign = (bits >> (31 - form.sign)) & (1 << form.sign)
     magnitude = bits & tirx.const(0x7FFFFFFF, "int32")
     rounded = magnitude + ((1 << (shift - 1)) - 1) + ((magnitude >> shift) & 1)
     normal = (rounded >> shift) - ((127 - form.bias) << form.mantissa)

@@ -6,9 +6,11 @@ Constants of fewer than 8 bits stay packed in memory, lowest bits first, and are
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from tvm import te, tirx
 
+from graphc.backends.compute_cast import SMALL, encoded, from_code, small_code, to_code, values
 from graphc.backends.relax_module import INJECTIVE, OPAQUE, Lowering, computes
 from graphc.backends.statements import const, function, loop, sequence, tasks
 from graphc.errors import UnsupportedError
@@ -31,9 +33,14 @@ def packed_bytes(array: Array) -> Array:
     return np.asarray(np.bitwise_or.reduce(shifted, axis=1), np.uint8)
 
 
+FLOATS = ("float32", "float16", "bfloat16")
+"""What is quantized."""
+
+
 def limits(dtype: np.dtype[Any]) -> tuple[int, int]:
     """The smallest and largest value of an integer type."""
-    return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    bounds = ml_dtypes.iinfo(dtype)
+    return int(bounds.min), int(bounds.max)
 
 
 def _flat(i: Sequence[Any], shape: Sequence[int]) -> Any:
@@ -52,11 +59,7 @@ def stored(state: Lowering, name: str) -> tuple[Any, Callable[[te.Tensor], Eleme
         return state.value(name), lambda tensor: lambda i: tensor[tuple(i)].astype("int32")
     array = state.constant(name)
     if array is None:
-        raise UnsupportedError(
-            f"value '{name}'",
-            f"{kind.dtype.name} values computed at run time.",
-            "Only constants may have fewer than 8 bits.",
-        )
+        return state.value(name), lambda tensor: lambda i: from_code(tensor[tuple(i)], kind.dtype)
     signed = not kind.dtype.name.startswith("u")
     per_byte, mask, sign = 8 // bits, (1 << bits) - 1, 1 << (bits - 1)
 
@@ -91,6 +94,8 @@ def dequantize(state: Lowering, node: Node) -> Sequence[Any]:
     """y = (x - zero_point) * scale: an integer difference and one multiply."""
     x, scale = state.type(node.inputs[0]), state.type(node.inputs[1])
     dtype = state.type(node.outputs[0]).dtype.name
+    if x.dtype.name in SMALL:
+        return [_dequantized_float(state, node)]
     if x.dtype.kind not in "iu" and not x.dtype.name.startswith(("int", "uint")):
         raise UnsupportedError(node.label, f"{x.dtype.name} has no kernel.", "Use integers of up to 16 bits.")
     operand, reader = stored(state, node.inputs[0])
@@ -99,13 +104,14 @@ def dequantize(state: Lowering, node: Node) -> Sequence[Any]:
         zero_operand, zero = stored(state, node.inputs[2])
         operands.append(zero_operand)
     at = _parameter_index(node, x.dims, scale.dims)
+    zero_at = _parameter_index(node, x.dims, state.type(node.inputs[2]).dims) if zero is not None else at
 
     def define(q: te.Tensor, scales: te.Tensor, *zeros: te.Tensor) -> te.Tensor:
         read = reader(q)
 
         def element(*i: Any) -> Any:
             value = read(i)
-            centered = value - zero(zeros[0])(at(i)) if zero is not None else value
+            centered = value - zero(zeros[0])(zero_at(i)) if zero is not None else value
             return (centered.astype("float32") * scales[at(i)].astype("float32")).astype(dtype)
 
         return te.compute(x.dims, element, name="dequantize")
@@ -113,31 +119,54 @@ def dequantize(state: Lowering, node: Node) -> Sequence[Any]:
     return [state.emit(define, *operands, name="dequantize", pattern=INJECTIVE)]
 
 
+def _dequantized_float(state: Lowering, node: Node) -> Any:
+    """y = x * scale for small floats, whose zero point is 0."""
+    x, dtype = state.type(node.inputs[0]), state.type(node.outputs[0]).dtype.name
+    at = _parameter_index(node, x.dims, state.type(node.inputs[1]).dims)
+
+    def define(q: te.Tensor, scales: te.Tensor, table: te.Tensor) -> te.Tensor:
+        def element(*i: Any) -> Any:
+            return (table[small_code(q[i], x.dtype)] * scales[at(i)].astype("float32")).astype(dtype)
+
+        return te.compute(x.dims, element, name="dequantize")
+
+    operands = [*(state.value(name) for name in node.inputs[:2]), state.parameter(values(x.dtype), "codes")]
+    return state.emit(define, *operands, name="dequantize", pattern=INJECTIVE)
+
+
 @computes("", "QuantizeLinear")
 def quantize(state: Lowering, node: Node) -> Sequence[Any]:
     """y = saturate(rint(x / scale) + zero_point), the sum in integers."""
     x, y = state.type(node.inputs[0]), state.type(node.outputs[0])
-    if y.dtype.kind not in "iu" or y.bits < 8 or x.dtype.name != "float32":
+    small = y.dtype.name in SMALL
+    if x.dtype.name not in FLOATS or y.bits > 16 or not (small or y.dtype.name.lstrip("u").startswith("int")):
         raise UnsupportedError(
             node.label,
             f"quantizing {x.dtype.name} to {y.dtype.name} has no kernel.",
-            "Use float32 and integers of 8 or 16 bits.",
+            "Use floats of up to 32 bits and integers of up to 16.",
         )
     at = _parameter_index(node, x.dims, state.type(node.inputs[1]).dims)
-    low, high = limits(y.dtype)
+    given = len(node.inputs) > 2 and bool(node.inputs[2])
+    zero_at = _parameter_index(node, x.dims, state.type(node.inputs[2]).dims) if given else at
+    low, high = (0, 0) if small else limits(y.dtype)
     operands = [state.value(name) for name in node.inputs if name]
 
-    def define(values: te.Tensor, scales: te.Tensor, *zeros: te.Tensor) -> te.Tensor:
+    def define(x: te.Tensor, scales: te.Tensor, *zeros: te.Tensor) -> te.Tensor:
         def element(*i: Any) -> Any:
-            rounded = tirx.nearbyint(values[tuple(i)] / scales[at(i)])
+            scaled = x[tuple(i)].astype("float32") / scales[at(i)].astype("float32")
+            if small:  # its zero point is 0
+                return encoded(scaled, y.dtype, bool(node.get_int("saturate", 1)))
+            rounded = tirx.nearbyint(scaled)
             # Bounds that keep the conversion to int32 defined; the sum is clamped exactly afterwards.
             bounded = tirx.min(tirx.max(rounded, const(-(2.0**24), "float32")), const(2.0**24, "float32")).astype(
                 "int32"
             )
-            total = bounded + zeros[0][at(i)].astype("int32") if zeros else bounded
-            return tirx.min(tirx.max(total, const(low)), const(high)).astype(y.dtype.name)
+            zero = zeros[0][zero_at(i)] if zeros else const(0)
+            total = bounded + (from_code(zero, y.dtype) if zeros and y.bits < 8 else zero.astype("int32"))
+            clamped = tirx.min(tirx.max(total, const(low)), const(high))
+            return to_code(clamped, y.dtype) if y.bits < 8 else clamped.astype(y.dtype.name)
 
-        return te.compute(x.dims, element, name="quantize")
+        return te.compute(x.shape, element, name="quantize")
 
     return [state.emit(define, *operands, name="quantize", pattern=INJECTIVE)]
 

@@ -1,4 +1,4 @@
-"""Operators that go along an axis in order: running sums, the largest elements."""
+"""Operators that go along an axis in order: running sums, the largest elements, positions."""
 
 from collections.abc import Sequence
 from math import prod
@@ -122,3 +122,22 @@ def _best_places(kind: TensorType, axis: int, count: int, *, largest: bool) -> A
         return sequence([tirx.AllocBuffer(place), loop("k", 0, size, candidate)])
 
     return function([x, best], None, [tasks(outer * inner, line)])
+
+
+@computes("", "OneHot")
+def one_hot(state: Lowering, node: Node) -> Sequence[Any]:
+    """y = on where the new axis' index is the given one, else off; -1 is the last one, others out of range hit none."""
+    result, kind = state.type(node.outputs[0]), state.type(node.inputs[0])
+    axis = node.get_int("axis", -1) % len(result.dims)
+    depth = result.dims[axis]
+
+    def define(indices: te.Tensor, values: te.Tensor) -> te.Tensor:
+        def element(*i: Any) -> Any:
+            index = indices[(*i[:axis], *i[axis + 1 :])]
+            place = i[axis].astype(kind.dtype.name)
+            chosen = tirx.any(index == place, index + tirx.const(depth, kind.dtype.name) == place)
+            return tirx.Select(chosen, values[1], values[0])
+
+        return te.compute(result.dims, element, name="one_hot")
+
+    return [state.emit(define, state.value(node.inputs[0]), state.value(node.inputs[2]), name="one_hot")]

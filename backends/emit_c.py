@@ -34,6 +34,7 @@ C_TYPES = {
     "float32": "float",
     "float64": "double",
     **{f"{sign}int{bits}": f"{sign}int{bits}_t" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    **dict.fromkeys(("int2", "uint2", "int4", "uint4", "float4_e2m1fn"), "uint8_t"),
     **dict.fromkeys(
         ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"), "uint8_t"
     ),

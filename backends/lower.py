@@ -183,7 +183,8 @@ class _Assembly:
         return [_source(item, bound) for item in fields]
 
     def _add(self, name: str, ty: Any, role: Role) -> str:
-        self.buffers[name] = Buffer(name, str(ty.dtype), tuple(int(d) for d in ty.shape), role)
+        dtype = str(ty.dtype) if role == "scratch" else self.graph.types[name].dtype.name
+        self.buffers[name] = Buffer(name, dtype, tuple(int(d) for d in ty.shape), role)
         return name
 
     def _add_constant(self, name: str, array: Array) -> str:

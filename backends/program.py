@@ -18,9 +18,14 @@ ALIGNMENT = 64
 Role = Literal["input", "output", "constant", "scratch"]
 
 
+def stored_dtype(dtype: np.dtype[np.generic]) -> str:
+    """The type that kernels see for elements of `dtype`: uint8 for those of fewer than 8 bits."""
+    return "uint8" if bits_of(dtype) < 8 else dtype.name
+
+
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """A dense row-major tensor in memory. Sub-byte elements never reach a buffer unpacked: they are uint8 there."""
+    """A dense row-major tensor in memory. An element of fewer than 8 bits is a byte that holds its code (low bits)."""
 
     name: str
     dtype: str
@@ -29,7 +34,7 @@ class Buffer:
 
     @property
     def bytes(self) -> int:
-        return prod(self.shape) * bits_of(np.dtype(self.dtype)) // 8
+        return prod(self.shape) * max(8, bits_of(np.dtype(self.dtype))) // 8
 
 
 @dataclass(frozen=True, slots=True)

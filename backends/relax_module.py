@@ -13,10 +13,11 @@ import numpy as np
 import tvm
 from tvm import relax, topi
 
+from graphc.backends.program import stored_dtype
 from graphc.backends.targets import Target
 from graphc.errors import InternalError, UnsupportedError
 from graphc.ir import Array, Graph, Node, TensorType
-from graphc.ir.graph import OPSET
+from graphc.ir.graph import OPSET, bits_of
 from graphc.ir.protobuf import node_to_proto
 
 INLINE_ELEMENTS = 8
@@ -98,7 +99,7 @@ class Lowering:
         if not name:
             return None
         if name not in self.values:
-            array = self.graph.constants[name]
+            array = _whole_bytes(self.graph.constants[name])
             self.values[name] = relax.const(array, array.dtype.name) if _inlined(array) else self.parameter(array, name)
         return self.values[name]
 
@@ -116,6 +117,12 @@ class Lowering:
         call = relax.call_tir(variable, relax.Tuple(list(arguments)), flat)
         value = self.builder.emit(call, name_hint=f"{MARK}{self.index}_")
         return self.emit(lambda x: topi.reshape(x, result.dims), value, name=ALIAS, pattern=OPAQUE)
+
+
+def _whole_bytes(array: Array) -> Array:
+    """Elements of fewer than 8 bits as the bytes that hold their codes."""
+    bits = bits_of(array.dtype)
+    return array if bits >= 8 else array.view(np.uint8) & np.uint8((1 << bits) - 1)
 
 
 def _inlined(array: Array) -> bool:
@@ -139,7 +146,7 @@ def relax_module(graph: Graph, target: Target, note: Callable[[str], None]) -> t
     inputs = []
     for name in graph.inputs:
         kind = graph.types[name]
-        var = relax.Var(name, relax.TensorType(kind.dims, kind.dtype.name))
+        var = relax.Var(name, relax.TensorType(kind.dims, stored_dtype(kind.dtype)))
         state.values[name] = var
         inputs.append(var)
     main = builder.function("main", inputs)
@@ -197,7 +204,7 @@ def _lower_node(state: Lowering, node: Node) -> None:
                 f"the shape of its result '{name}' depends on data.",
                 "Give constant shapes, or replace this operator.",
             )
-        if tuple(shape) != expected.dims or str(got.dtype) != expected.dtype.name:
+        if tuple(shape) != expected.dims or str(got.dtype) != stored_dtype(expected.dtype):
             raise InternalError(node.label, f"lowered to {got.dtype}{shape}, expected {expected}.")
         state.values[name] = result
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import ModelProto, numpy_helper
 from onnx.backend.test.case.node import collect_testcases
@@ -81,14 +82,21 @@ def collect() -> list[Case]:
             Case(
                 name,
                 case.model.SerializeToString(),
-                dict(zip((value.name for value in graph.input), inputs, strict=True)),
-                dict(zip((value.name for value in graph.output), expected, strict=True)),
+                dict(zip((value.name for value in graph.input), map(_array, inputs), strict=True)),
+                dict(zip((value.name for value in graph.output), map(_array, expected), strict=True)),
                 case.rtol,
                 case.atol,
                 tuple(each for each in shaping.get(base, shaping[name]) if each in own),
             )
         )
     return cases
+
+
+def _array(value: Any) -> Any:
+    """An array where it is one: some cases hold tensors as protobuf, or numbers."""
+    if isinstance(value, onnx.TensorProto):
+        return numpy_helper.to_array(value)
+    return np.asarray(value) if isinstance(value, np.generic) else value
 
 
 def _shaping(model: ModelProto) -> Iterator[str]:

@@ -7,32 +7,45 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import onnx.parser
+import onnxruntime  # noqa: F401 (what fold computes constants with: once for all children)
 
-import graphc.backends.lower  # noqa: F401 (here once for all children)
-import graphc.backends.objects  # noqa: F401
-from graphc.backends.build import build_target
-from graphc.backends.cache import Cache, key
+from graphc.backends import toolchain
+from graphc.backends.cache import Cache, default_folder
+from graphc.backends.decompose import decompose
+from graphc.backends.emit import emit
+from graphc.backends.integer import integerize
+from graphc.backends.kernels import compile_kernels
+from graphc.backends.lower import lower
+from graphc.backends.plan import plan
 from graphc.backends.targets import resolve
-from graphc.backends.worker import Job
+from graphc.backends.toolchain import COMPILE, Toolchain
+from graphc.backends.worker import Job, note
 from graphc.importer import load
+from graphc.ir import Graph
 from graphc.passes.fold import fold
 from graphc.runner import Runner
 from tests.conformance.cases import Case
 
 TARGET = resolve({"cpu": "x86-64-v3"})
 
-key("warm")  # reads all of graphc's code: once for all children
+
+class Quick(Toolchain):
+    """Compiles the generated C without optimization: it runs once, the kernels are what takes time."""
+
+    def compile(self, source: str, output: str, folder: Path, flags: Sequence[str] = COMPILE) -> None:
+        super().compile(source, output, folder, ["-O0" if flag == "-O2" else flag for flag in flags])
 
 
 class Wrong(Exception):  # noqa: N818 (an answer, not an error)
     """A result differs from what the case expects."""
 
 
+TOOLS = Quick(**vars(toolchain.find(TARGET.triple, default_folder())))
+
+
 class Here:
     """Stands in for the compile server in a process that is its child already."""
-
-    def run(self, jobs: Sequence[Job], *, progress: object = None) -> list[Any]:
-        return [_call(job) for job in jobs]
 
     def outcomes(self, jobs: Sequence[Job], progress: object = None) -> Generator[tuple[int, Any]]:
         yield from ((index, _call(job)) for index, job in enumerate(jobs))
@@ -49,13 +62,19 @@ def attempt(case: Case, cache: Path) -> str:
     shapes = {name: np.shape(value) for name, value in case.inputs.items() if isinstance(value, np.ndarray)}
     graph = fold(load(case.model, shapes, allow_nan=True))
     with TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "artifact"
-        build_target(graph, TARGET, folder, Here(), Cache(cache))  # type: ignore[arg-type]
-        with Runner(folder) as runner:
+        build(graph, Path(temporary) / "artifact", Cache(cache))
+        with Runner(Path(temporary) / "artifact") as runner:
             results = runner(**case.inputs)
     if not isinstance(results, dict):
         results = {next(iter(case.expected)): results}
     return _difference(case, results)
+
+
+def build(graph: Graph, folder: Path, cache: Cache) -> None:
+    """As graphc.backends.build does it, in this process."""
+    program = lower(decompose(integerize(graph)), TARGET, note)
+    objects = compile_kernels(program, TARGET, cache, Here())  # type: ignore[arg-type]
+    emit(program, plan(program), objects, folder, target=TARGET, toolchain=TOOLS)
 
 
 def _difference(case: Case, results: dict[str, Any]) -> str:
@@ -70,3 +89,15 @@ def _difference(case: Case, results: dict[str, Any]) -> str:
         if not np.allclose(a, b, rtol=rtol, atol=case.atol, equal_nan=True):
             return "wrong values"
     return ""
+
+
+def _warm() -> None:
+    """Import and initialise, once for all children, what every case needs."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> warm (float[4] x) => (float[4] y) { y = Exp(x) }'
+    )
+    with TemporaryDirectory() as temporary:
+        build(fold(load(model)), Path(temporary) / "artifact", Cache(Path(temporary) / "cache"))
+
+
+_warm()

@@ -11,6 +11,12 @@ from tests.conformance.cases import Case
 SECONDS = 60.0
 """What a case may take."""
 
+LONGEST = 160
+"""Characters of a reason in the lists."""
+
+BUG = "bug: "
+"""How the reason of a miss starts that is no clear refusal."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -23,6 +29,11 @@ class Outcome:
     reason: str
     bound: bool
     broken: bool
+
+    @property
+    def entry(self) -> str:
+        """The reason as the list has it."""
+        return f"{BUG}{self.reason}" if self.broken else self.reason
 
 
 def run(cases: Sequence[Case], cache: Path) -> list[Outcome]:
@@ -42,9 +53,8 @@ def _attempts(cases: Sequence[Case], bound: bool, server: Server, cache: Path) -
 def _outcome(name: str, result: str | GraphcError, bound: bool) -> Outcome:
     if isinstance(result, str):
         return Outcome(name, result, bound, bool(result))
-    broken = isinstance(result, InternalError)
-    text = f"{type(result).__name__}: {str(result).removeprefix(f'{name}: ')}"
-    return Outcome(name, " ".join(text.split()), bound, broken)
+    text = " ".join(result.problem.split())
+    return Outcome(name, text[:LONGEST], bound, isinstance(result, InternalError))
 
 
 def read(path: Path) -> dict[str, str]:
