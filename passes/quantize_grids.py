@@ -15,7 +15,7 @@ from graphc.passes.quantize_ranges import STATISTICS, Choice, Method, Span, choo
 from graphc.passes.quantize_schemes import FORMATS, Format, Parameters
 
 LARGEST_SPREAD = 16
-"""A Concat puts its operands on one grid; one whose range is this many times smaller than it would lose 4 of 8 bits."""
+"""An operand whose range is this many times smaller than another's would keep 4 of 8 bits on the grid of both."""
 
 
 class Options(Protocol):
@@ -70,20 +70,30 @@ class Grids:
         return schemes.affine(low, high, form, own.symmetric, f"value '{share.roots[0]}'")
 
     def crushed(self, plan: Plan) -> dict[Node, str]:
-        """Concats that would put operands of very different ranges on one grid, with that reason to keep them float."""
+        """Nodes whose result would crush an operand, with that reason to keep them float.
+
+        A Concat puts operands of different ranges on one grid; adding a constant (the -1e9 of an attention mask, say)
+        may give a range in which the other operand is a few steps wide.
+        """
         found: dict[Node, str] = {}
         makers = _makers(plan)
         for unit in plan.units:
-            if unit.anchor.op != "Concat":
+            node = unit.anchor
+            constants = [name for name in node.inputs if name in self._graph.constants]
+            if node.op != "Concat" and not (constants and unit.operator.float_constants):
                 continue
-            share = plan.shares[unit.results[0]]
-            own = self._options[unit.anchor]
-            spans = [self._value_span(name, share, own.activations, makers) for name in unit.data]
-            widths = [max(high, 0.0) - min(low, 0.0) for low, high in spans]
-            small, large = min((w for w in widths if w > 0), default=0.0), max(widths, default=0.0)
+            share, form = plan.shares[unit.results[0]], self._options[node].activations
+            small = min(filter(None, (self._width(name, share, form, makers) for name in unit.data)), default=0.0)
+            rivals = unit.data if node.op == "Concat" else constants
+            large = max(self._width(name, share, form, makers) for name in rivals)
             if large > LARGEST_SPREAD * small:
-                found[unit.anchor] = f"its operands span {small:.3g} and {large:.3g}: one grid would crush the smaller"
+                found[node] = f"its operands span {small:.3g} and {large:.3g}: one grid would crush the smaller"
         return found
+
+    def _width(self, name: str, share: Share, form: str, makers: Mapping[str, Node]) -> float:
+        """How much a value's range covers, zero included."""
+        low, high = self._value_span(name, share, form, makers)
+        return max(high, 0.0) - min(low, 0.0)
 
     def _span(self, share: Share, form: str, makers: Mapping[str, Node]) -> Span:
         """The range of a share: the union of its roots'."""

@@ -218,6 +218,28 @@ def test_a_concat_of_very_different_ranges_stays_float_with_what_follows_it() ->
     assert np.abs(expected - found)[:, :256].max() < 0.05, "what a Sigmoid gives is not rounded to hundreds"
 
 
+def test_an_attention_mask_does_not_crush_the_scores() -> None:
+    mask = np.triu(np.full((6, 6), -1e9, np.float32), 1)
+    before = model(
+        "(float[6,8] x) => (float[6,8] y)",
+        """
+        q = MatMul (x, wq)
+        t = Transpose <perm = [1,0]> (x)
+        s = MatMul (q, t)
+        m = Add (s, mask)
+        p = Softmax (m)
+        y = MatMul (p, x)
+        """,
+        wq=normal(8, 8), mask=mask,
+    )  # fmt: skip
+    after, context = quantized(before)
+    reasons = {skip.operator: skip.reason for skip in context.skips}
+    assert reasons["Add"].endswith("and 1e+09: one grid would crush the smaller")
+    assert reasons["Softmax"] == "everything that it reads is floating point"
+    assert ops(after)["QuantizeLinear"] == 6, "x, t, q, s, p and y"
+    assert_close(before, after, 25)
+
+
 def test_a_chain_of_functions_of_one_value_is_rounded_once() -> None:
     before = model(
         CONV.replace("y)", "y, float[1,4,8,8] z)"),
