@@ -71,6 +71,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done; 1 a bug in graphc; 2 a mistake in spec, model or data; 3 over the budget; "
+    "4 verification failed; 5 a compiler or engine is missing.",
 )
 
 SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec, a YAML file.")]

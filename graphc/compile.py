@@ -80,7 +80,8 @@ def build_job(
     memory = FolderMemory(Cache(cache))
     for target in job.targets:
         toolchain.find(target.triple, memory.cache.folder)  # a missing compiler is an error now, not after the passes
-    with Staging(out / job.name) as staging, Server(scratch=memory.cache.scratch()) as server:
+    names = (MODEL, REPORT, *(target.id for target in job.targets))
+    with Staging(out / job.name, names) as staging, Server(scratch=memory.cache.scratch()) as server:
         done = pipeline.run(job.model, job.spec.passes, job.data, memory, progress=progress, stop_after=stop_after)
         save(done.graph, staging.folder / MODEL)
         for target in job.targets:

@@ -1,5 +1,6 @@
 """Whole builds: what they leave, that they are repeatable, remembered, and never half-written."""
 
+import json
 import os
 import subprocess
 import sys
@@ -155,25 +156,45 @@ def test_a_failed_build_leaves_the_last_one(build: Build, workshop: Path, monkey
     assert [path.name for path in (workshop / "first").iterdir()] == ["small"]
 
 
-def test_staging_keeps_what_graphc_did_not_make(tmp_path: Path) -> None:
-    place = tmp_path / "build"
-    (place / "notes").mkdir(parents=True)
-    (place / "notes" / "mine.txt").write_text("mine")
+def put(place: Path, *targets: str) -> None:
+    """Write what a build of these targets leaves, in short."""
     with Staging(place) as staging:
-        (staging.folder / "model.onnx").write_text("new")
+        for target in targets:
+            (staging.folder / target).mkdir()
+            (staging.folder / target / "manifest.json").write_text("{}")
+        (staging.folder / "model.onnx").write_text(" ".join(targets))
+        (staging.folder / "report.json").write_text(
+            json.dumps({"graphc": "0", "targets": [{"id": t} for t in targets]})
+        )
         staging.commit()
-    assert sorted(path.name for path in place.iterdir()) == ["model.onnx", "notes"]
-    with Staging(place) as staging, pytest.raises(InputError, match="is in the way"):
-        (staging.folder / "notes").mkdir()
-        staging.commit()
-    assert (place / "notes" / "mine.txt").read_text() == "mine"
+
+
+def test_staging_replaces_the_last_build_and_nothing_else(tmp_path: Path) -> None:
+    place = tmp_path / "build"
+    put(place, "old", "both")
+    (place / "notes").mkdir()
+    (place / "notes" / "manifest.json").write_text("mine")
+    put(place, "both", "new")
+    assert sorted(path.name for path in place.iterdir()) == ["both", "model.onnx", "new", "notes", "report.json"]
+    assert (place / "model.onnx").read_text() == "both new"
     assert [path.name for path in tmp_path.iterdir()] == ["build"]
 
 
-def test_staging_replaces_old_targets(tmp_path: Path) -> None:
-    for target in ("old", "new"):
-        with Staging(tmp_path / "build") as staging:
-            (staging.folder / target).mkdir()
-            (staging.folder / target / "manifest.json").write_text("{}")
-            staging.commit()
-    assert [path.name for path in (tmp_path / "build").iterdir()] == ["new"]
+@pytest.mark.parametrize("name", ["model.onnx", "report.json", "native"])
+def test_staging_touches_nothing_that_graphc_did_not_make(tmp_path: Path, name: str) -> None:
+    place = tmp_path / "build"
+    (place / name).mkdir(parents=True)
+    with pytest.raises(InputError, match="is in the way"):
+        put(place, "native")
+    with pytest.raises(InputError, match="is in the way"), Staging(place, ["model.onnx", "report.json", "native"]):
+        pass
+    assert [path.name for path in place.iterdir()] == [name]
+    assert [path.name for path in tmp_path.iterdir()] == ["build"]
+
+
+def test_a_build_does_not_replace_the_model_that_it_reads(tmp_path: Path) -> None:
+    spec = small.write(tmp_path / "small", small.SPEC.replace("small.onnx", "model.onnx").replace("{cpu: native}", ""))
+    (tmp_path / "small" / "small.onnx").rename(tmp_path / "small" / "model.onnx")
+    with pytest.raises(InputError, match=r"model\.onnx: is in the way"):
+        graphc.compile(None, spec, out=tmp_path)
+    assert (tmp_path / "small" / "model.onnx").read_bytes() == small.model().SerializeToString()
