@@ -12,6 +12,7 @@ import numpy as np
 from tvm import te, tirx
 
 from graphc.backends.relax_module import Lowering, computes, convert
+from graphc.errors import UnsupportedError
 from graphc.ir import Node
 
 NARROW = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
@@ -24,7 +25,7 @@ def extremum(state: Lowering, node: Node) -> Sequence[Any]:
     given = state.constant(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] else None
     rank, dtype = len(kind.dims), kind.dtype
     if len(node.inputs) > 1 and node.inputs[1] and given is None:
-        return convert(state, node)
+        raise UnsupportedError(node.label, "its axes are computed at run time.", "Make the axes a constant.")
     listed = [int(axis) % rank for axis in given.reshape(-1)] if given is not None else []
     everything = not listed and not node.get_int("noop_with_empty_axes", 0)
     axes = list(range(rank)) if everything else sorted(listed)
