@@ -123,7 +123,10 @@ def _count(macs: int | None) -> str:
 def _times(before: float, after: float, better: str, worse: str) -> str:
     if not before or not after:
         return ""
-    return f"{before / after:.2f}x {better}" if after <= before else f"{after / before:.2f}x {worse}"
+    ratio = max(before / after, after / before)
+    if ratio < 1.005:
+        return "about the same"
+    return f"{ratio:.2f}x {better if after < before else worse}"
 
 
 def check_spec(spec: Path, json: bool) -> None:
