@@ -1,6 +1,6 @@
 """Elementwise operators whose operands differ in type, or that TVM's converters get wrong or lack."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,16 @@ from graphc.ir import Node
 EXPONENT_BITS = 7
 """Whole exponents from 64 on give what 64 or 65 do: overflow leaves zero, and of 0, 1 and -1 only parity counts."""
 
-SIMPLE_POWERS: dict[float, Callable[[Any], Any]] = {2.0: lambda x: x * x, 3.0: lambda x: x * x * x}
-"""Constant exponents that need no function of the C library."""
+SIMPLE_POWERS: Mapping[float, Callable[[Any], Any]] = {
+    -2.0: lambda x: 1 / (x * x),
+    -1.0: lambda x: 1 / x,
+    -0.5: lambda x: 1 / tirx.sqrt(x),
+    0.5: tirx.sqrt,
+    1.0: lambda x: x,
+    2.0: lambda x: x * x,
+    3.0: lambda x: x * x * x,
+}
+"""Constant exponents that need no function of the C library. Roots of -0 and -infinity are those of the square root."""
 
 
 def broadcast(state: Lowering, node: Node, function: Callable[..., Any], name: str) -> Any:

@@ -17,6 +17,7 @@ import tvm
 from tvm import s_tir, tirx
 from tvm_ffi.serialization import from_json_graph_str
 
+from graphc.backends import vector_math
 from graphc.backends.elf import undefined_symbols, without_debug
 from graphc.backends.targets import Target, llvm_target
 from graphc.errors import InternalError
@@ -132,7 +133,9 @@ def _module(tir: str, symbol: str, target: Target) -> tuple[tvm.IRModule, tvm.ta
     with options:
         marked = tvm.IRModule({symbol: func.with_body(_mark(func.body, symbol))})
         lowered = _apply(BLOCKS_TO_LOOPS + LOOPS_TO_SCALARS, marked)
-        return _apply(POINTERS, tvm.IRModule({symbol: _plain(lowered[symbol], symbol)})), options
+        plain = vector_math.named(_plain(lowered[symbol], symbol))
+        pointed = _apply(POINTERS, tvm.IRModule({symbol: plain}))
+        return tvm.IRModule({symbol: vector_math.expanded(pointed[symbol])}), options
 
 
 def _apply(passes: tuple[Any, ...], module: tvm.IRModule) -> tvm.IRModule:

@@ -1,0 +1,314 @@
+"""Mathematics as short arithmetic on float32 that becomes vector code: no branch, no table, no call per element.
+
+    exp(x)      2^n e^r with n = rint(x / ln 2), |r| <= ln(2) / 2, e^r = 1 + r + r^2 p(r)
+    log(x)      n ln 2 + f - f^2 / 2 + f^3 p(f) with x = 2^n (1 + f), sqrt(1/2) <= 1 + f < sqrt(2)
+    tanh, erf   x p(x^2) / q(x^2) up to where they round to 1
+    log1p(u)    u p(u) / q(u), 0 <= u <= 1
+
+The reductions are those of Cody and Waite, "Software Manual for the Elementary Functions" (1980): ln 2 in two parts,
+the first of 9 bits, so that n times it is exact. The coefficients are fits of least relative error of these very forms,
+by Lawson's iteration on Chebyshev nodes in float64, then rounded to float32.
+
+Errors are the largest over all float32 numbers, against float64, whether or not a * b + c is contracted to one FMA; an
+ulp is the distance of normal float32 numbers at the true result. NaN gives NaN. They are stated at each function and
+tested.
+
+TVM's passes see one call, `graphc.gelu(x)`, whose definition here takes its place after all of them: simplifiers expand
+whatever an expression binds, so that definitions of definitions would take minutes. `call` makes such a call of any
+float32 expression; `named` turns TVM's own intrinsics into them; `expanded` writes them out, scalar or vector.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+
+FLOAT, INT = "float32", "int32"
+MAGIC = 12582912.0
+"""1.5 * 2^23: a sum with it has no bits left below 1, so adding and subtracting it rounds to a whole number."""
+MAGIC_BITS = 0x4B400000
+PURE = 1
+"""TVM's CallEffectKind of functions whose result depends on their arguments alone."""
+INTRINSICS = frozenset(f"tirx.{name}" for name in ("exp", "log", "tanh", "erf", "sigmoid"))
+"""Of TVM's own; on their way to LLVM they would become calls of the C library, element by element."""
+LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
+SQRT_HALF_BITS = 0x3F3504F3
+SMALLEST_NORMAL = 2.0**-126
+ONE_EXPONENT = 127
+EXP_TOP, EXP_BOTTOM = 89.0, -104.0
+"""Beyond these e^x is infinity, and less than half of the smallest positive number."""
+TANH_TOP, ERF_TOP = 9.02, 3.93
+"""From here on the functions round to 1."""
+
+_EXP = (0.49999994, 0.166665152, 0.041668456, 0.00836941879, 0.00138131424)
+_LOG = (
+    *(0.333333313, -0.250008225, 0.200012267, -0.166233569),
+    *(0.142017618, -0.131601945, 0.127615497, -0.0763442963),
+)
+_TANH_P = (1.0, 0.133797184, 0.00349403429, 2.05834785e-05, 1.33190703e-08)
+_TANH_Q = (1.0, 0.467130333, 0.025871072, 0.000328309252, 7.7620183e-07)
+_ERF_P = (1.12837911, 0.190783858, 0.0527902916, 0.00377961108, 0.000284808717, 2.04197158e-06)
+_ERF_Q = (1.0, 0.502410531, 0.114257537, 0.0149974413, 0.0011652133, 3.80040874e-05)
+_LOG1P_P = (1.0, 1.06621861, 0.238157615, 0.00341728469)
+_LOG1P_Q = (1.0, 1.5662185, 0.687936425, 0.0752873197)
+
+
+def exp(x: Any) -> Any:
+    """e^x to 1.1 ulp, denormal results, 0 and infinity included."""
+
+    def scaled(n: Any, r: Any) -> Any:
+        half = n >> 1  # 2^n itself need not be a number of float32; the first product is exact
+        return _exp_reduced(r) * _power_of_two(half) * _power_of_two(n - half)
+
+    return _reduced(_clamp(x, EXP_BOTTOM, EXP_TOP), scaled)
+
+
+def exp_flushed(x: Any) -> Any:
+    """e^x to 1.1 ulp where that lies in 2^-126 .. 2^127; smaller results may be 0, larger ones infinity."""
+    return _reduced(_clamp(x, -88.0, EXP_TOP), lambda n, r: _exp_reduced(r) * _power_of_two(n))
+
+
+def expm1_negative(x: Any) -> Any:
+    """e^x - 1 to 1.1 ulp for x <= 0, 0 for other numbers."""
+
+    def sum_of_parts(n: Any, r: Any) -> Any:
+        power = _power_of_two(n)
+        return power * (r + r * r * _polynomial(r, _EXP)) + (power - 1.0)
+
+    return _reduced(_clamp(x, -87.0, 0.0), sum_of_parts)
+
+
+def log(x: Any) -> Any:
+    """The natural logarithm to 1 ulp, denormal x included; -infinity of 0, NaN of negative numbers."""
+
+    def finite(x: Any) -> Any:
+        tiny = x < SMALLEST_NORMAL
+        return _let(_bits(_choose(tiny, x * 2.0**23, x)) - SQRT_HALF_BITS, lambda bits: parts(tiny, bits))
+
+    def parts(tiny: Any, bits: Any) -> Any:
+        exponent = _whole(bits >> 23) - _choose(tiny, _spread(23.0, bits), 0.0)
+        fraction = _number((bits & 0x7FFFFF) + SQRT_HALF_BITS) - 1.0
+        return _let(exponent, lambda e: _let(fraction, lambda f: _log_of_parts(e, f)))
+
+    def everywhere(x: Any) -> Any:
+        beyond = _choose(tirx.EQ(x, _spread(0.0, x)), _special(-math.inf, x), _special(math.nan, x))
+        infinity = _special(math.inf, x)
+        return _choose(x > 0.0, _choose(x < infinity, finite(x), infinity), beyond)
+
+    return _let(x, everywhere)
+
+
+def tanh(x: Any) -> Any:
+    """The hyperbolic tangent to 6 ulp."""
+    return _odd_rational(x, TANH_TOP, _TANH_P, _TANH_Q)
+
+
+def erf(x: Any) -> Any:
+    """The error function to 6 ulp."""
+    return _odd_rational(x, ERF_TOP, _ERF_P, _ERF_Q)
+
+
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + e^-x) to 2.5 ulp where x > -87; below, less than 1.2e-38 off."""
+    return 1.0 / (1.0 + exp_flushed(-x))
+
+
+def softplus(x: Any) -> Any:
+    """ln(1 + e^x) = max(x, 0) + ln(1 + e^-|x|) to 4.5 ulp where x > -87; below, less than 1.2e-38 off."""
+
+    def whole(x: Any) -> Any:
+        return _choose(x > 0.0, x, 0.0) + _log1p(exp_flushed(_choose(x > 0.0, -x, x)))
+
+    return _let(x, whole)
+
+
+def mish(x: Any) -> Any:
+    """x tanh(softplus(x)) = x n / (n + 2), n = e^x (e^x + 2), to 4.5 ulp where x > -87; NaN of -infinity.
+
+    Less than 1.1e-36 off below.
+    """
+
+    def whole(x: Any) -> Any:
+        power = exp_flushed(_choose(x > 20.0, 20.0, x))
+        return _let(_let(power, lambda e: e * (e + 2.0)), lambda n: x * (n / (n + 2.0)))
+
+    return _let(x, whole)
+
+
+def gelu(x: Any) -> Any:
+    """x (1 + erf(x / sqrt 2)) / 2, less than 3e-7 max(1, |x|) off; NaN of -infinity."""
+    return _let(x, lambda x: x * 0.5 * (1.0 + erf(x * math.sqrt(0.5))))
+
+
+def gelu_tanh(x: Any) -> Any:
+    """x (1 + tanh u) / 2 = x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3), less than 2e-7 max(1, |x|) off.
+
+    NaN of -infinity.
+    """
+    slope = -2 * math.sqrt(2 / math.pi)
+    return _let(x, lambda x: x / (1.0 + exp_flushed(x * (x * x * (slope * 0.044715) + slope))))
+
+
+def unit_clamp(x: Any) -> Any:
+    """x between 0 and 1; NaN stays NaN."""
+    return _clamp(x, 0.0, 1.0)
+
+
+DEFINITIONS: Mapping[str, Callable[[Any], Any]] = {
+    f"graphc.{function.__name__}": function
+    for function in (
+        *(exp, exp_flushed, expm1_negative, log, tanh, erf),
+        *(sigmoid, softplus, mish, gelu, gelu_tanh, unit_clamp),
+    )
+}
+"""What stands for each function in TVM's passes -> its definition."""
+
+for _name in DEFINITIONS:
+    tvm.ir.register_op_attr(_name, "TCallEffectKind", PURE)
+    tvm.ir.register_op_attr(_name, "TVectorizable", True)
+
+
+def call(function: Callable[[Any], Any], x: Any) -> Any:
+    """One of the functions above, of a float32 expression, as an intrinsic of TVM's."""
+    return tirx.call_intrin(FLOAT, f"graphc.{function.__name__}", x)
+
+
+def named(function: Any) -> Any:
+    """The PrimFunc with TVM's float32 intrinsics (`tirx.exp`, ...) replaced by those defined here."""
+
+    def ours(call: Any) -> Any:
+        name = _name_of(call)
+        own = f"graphc.{name.removeprefix('tirx.')}"
+        single = name in INTRINSICS and str(call.ty.dtype).startswith(FLOAT)
+        return tirx.call_intrin(str(call.ty.dtype), own, *call.args) if single else call
+
+    return function.with_body(tvm_ffi.structural_map(function.body, (tvm.ir.Call, ours)))
+
+
+def expanded(function: Any) -> Any:
+    """The PrimFunc with every call of `DEFINITIONS` written out."""
+
+    def definition(call: Any) -> Any:
+        found = DEFINITIONS.get(_name_of(call))
+        return found(call.args[0]) if found else call
+
+    return function.with_body(tvm_ffi.structural_map(function.body, (tvm.ir.Call, definition)))
+
+
+def _name_of(call: Any) -> str:
+    return str(call.op.name) if isinstance(call.op, tvm.ir.Op) else ""
+
+
+def _reduced(x: Any, function: Callable[[Any, Any], Any]) -> Any:
+    """function(n, r) with x = n ln 2 + r, n whole."""
+
+    def parts(x: Any) -> Any:
+        def rest(shifted: Any) -> Any:
+            remainder = _let(shifted - MAGIC, lambda n: (x - n * LN2_HIGH) - n * LN2_LOW)
+            whole = _bits(shifted) - MAGIC_BITS
+            return _let(whole, lambda n: _let(remainder, lambda r: function(n, r)))
+
+        return _let(x * (1 / math.log(2)) + MAGIC, rest)
+
+    return _let(x, parts)
+
+
+def _exp_reduced(r: Any) -> Any:
+    return 1.0 + (r + r * r * _polynomial(r, _EXP))
+
+
+def _power_of_two(n: Any) -> Any:
+    """2^n for -126 <= n <= 127; 0 for -127, infinity for 128."""
+    return _number((n + ONE_EXPONENT) << 23)
+
+
+def _log_of_parts(exponent: Any, f: Any) -> Any:
+    square = f * f
+    low = f * square * _polynomial(f, _LOG) + exponent * LN2_LOW
+    return (f + (low - square * 0.5)) + exponent * LN2_HIGH
+
+
+def _log1p(u: Any) -> Any:
+    return _let(u, lambda u: u * _polynomial(u, _LOG1P_P) / _polynomial(u, _LOG1P_Q))
+
+
+def _odd_rational(x: Any, top: float, p: Sequence[float], q: Sequence[float]) -> Any:
+    """x p(x^2) / q(x^2) between -1 and 1, of x between -top and top."""
+
+    def quotient(x: Any) -> Any:
+        return _let(x * x, lambda t: x * _polynomial(t, p) / _polynomial(t, q))
+
+    return _clamp(_let(_clamp(x, -top, top), quotient), -1.0, 1.0)
+
+
+def _polynomial(x: Any, coefficients: Sequence[float]) -> Any:
+    """c0 + c1 x + c2 x^2 + ... by Horner's rule."""
+    *rest, last = coefficients
+    total = _spread(last, x)
+    for coefficient in reversed(rest):
+        total = total * x + coefficient
+    return total
+
+
+def _clamp(x: Any, low: float, high: float) -> Any:
+    """x between two numbers; NaN stays NaN, which `tirx.max` and `tirx.min` do not promise."""
+
+    def between(x: Any) -> Any:
+        return _let(_choose(x < low, low, x), lambda y: _choose(y > high, high, y))
+
+    return _let(x, between)
+
+
+def _let(value: Any, body: Callable[[Any], Any]) -> Any:
+    """body(value), the value computed once."""
+    if isinstance(value, tirx.Var):
+        return body(value)
+    variable = tirx.Var("t", value.ty)
+    return tirx.Let(variable, value, body(variable))
+
+
+def _choose(condition: Any, yes: Any, no: Any) -> Any:
+    """Lane by lane; one of the two may be a number."""
+    return tirx.Select(condition, _spread(yes, no), _spread(no, yes))
+
+
+def _spread(value: Any, like: Any) -> Any:
+    """A number as float32 in as many lanes as `like` has."""
+    if not isinstance(value, float):
+        return value
+    lanes = _lanes(like)
+    scalar = tirx.const(value, FLOAT)
+    return tirx.Broadcast(scalar, lanes) if lanes > 1 else scalar
+
+
+def _lanes(x: Any) -> int:
+    return int(tvm.DataType(str(x.ty.dtype)).lanes)
+
+
+def _typed(kind: str, like: Any) -> str:
+    lanes = _lanes(like)
+    return f"{kind}x{lanes}" if lanes > 1 else kind
+
+
+def _special(value: float, like: Any) -> Any:
+    """Infinity or NaN in as many lanes as `like` has."""
+    bits = {math.inf: 0x7F800000, -math.inf: -0x00800000}.get(value, 0x7FC00000)
+    lanes = _lanes(like)
+    scalar = _number(tirx.const(bits, INT))
+    return tirx.Broadcast(scalar, lanes) if lanes > 1 else scalar
+
+
+def _bits(x: Any) -> Any:
+    return tirx.reinterpret(_typed(INT, x), x)
+
+
+def _number(bits: Any) -> Any:
+    return tirx.reinterpret(_typed(FLOAT, bits), bits)
+
+
+def _whole(n: Any) -> Any:
+    """A whole number as float32."""
+    return tirx.Cast(_typed(FLOAT, n), n)

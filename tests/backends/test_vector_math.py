@@ -1,0 +1,151 @@
+"""Every function over all of float32, at a prime stride of bit patterns, against numpy's float64."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tvm import te
+
+from graphc.backends import objects, vector_math
+from graphc.backends.compute_elementwise import FUNCTIONS
+from graphc.backends.schedule_generic import schedule
+from graphc.backends.stages import stages
+from graphc.backends.targets import Target, resolve
+from graphc.ir import Node
+from tests.backends.kernel_calls import LEVELS, Compiled, runnable
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the references of extremes overflow
+
+STRIDE = 9973
+"""Of the bit patterns: some 430,000 numbers, of all magnitudes alike."""
+SPECIAL = (0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -1e-45, 3.4028235e38, -3.4028235e38, 88.72284, -103.9)
+FLUSHED = -87.0
+"""Below it e^x is no normal number."""
+
+
+def _sigmoid(x: Doubles) -> Doubles:
+    return np.exp(-np.logaddexp(0, -x))
+
+
+def _softplus(x: Doubles) -> Doubles:
+    return np.logaddexp(0, x)
+
+
+def _erf(x: Doubles) -> Doubles:
+    values: Doubles = np.vectorize(math.erf, otypes=[np.float64])(x)
+    return values
+
+
+def _gelu(x: Doubles) -> Doubles:
+    values: Doubles = x * np.vectorize(math.erfc, otypes=[np.float64])(-x * math.sqrt(0.5)) / 2
+    return values
+
+
+def _gelu_tanh(x: Doubles) -> Doubles:
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+# (function, its reference, ulp at most, from which x on, absolute error at most below that)
+RELATIVE: tuple[tuple[Callable[[Any], Any], Callable[[Doubles], Doubles], float, float, float], ...] = (
+    (vector_math.exp, np.exp, 1.1, -math.inf, 0),
+    (vector_math.expm1_negative, lambda x: np.expm1(np.minimum(x, 0)), 1.1, -math.inf, 0),
+    (vector_math.log, np.log, 1.0, -math.inf, 0),
+    (vector_math.tanh, np.tanh, 6, -math.inf, 0),
+    (vector_math.erf, _erf, 6, -math.inf, 0),
+    (vector_math.sigmoid, _sigmoid, 2.5, FLUSHED, 1.2e-38),
+    (vector_math.softplus, _softplus, 4.5, FLUSHED, 1.2e-38),
+    (vector_math.mish, lambda x: x * np.tanh(_softplus(x)), 4.5, FLUSHED, 1.1e-36),
+    (vector_math.unit_clamp, lambda x: np.clip(x, 0, 1), 0, -math.inf, 0),
+)
+ABSOLUTE = ((vector_math.gelu, _gelu, 3e-7), (vector_math.gelu_tanh, _gelu_tanh, 2e-7))
+
+
+def numbers() -> Floats:
+    patterns = np.arange(0, 1 << 32, STRIDE, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    return np.concatenate([patterns, np.array(SPECIAL, np.float32)])
+
+
+def evaluated(function: Callable[[Any], Any], x: Floats, target: Target, folder: Path) -> Floats:
+    """The function as vector code, and the last few elements as scalar code."""
+    scalars = 16 - x.size % 16 + 7  # sizes that no vector divides are left to the compiler
+    x = np.concatenate([x, np.zeros(scalars, np.float32)])
+    whole, part = x[: x.size // 16 * 16], x[-23:]
+    result = [_run(function, piece, target, folder) for piece in (whole, np.ascontiguousarray(part))]
+    return np.concatenate([result[0], result[1][whole.size - x.size :]])[: x.size - scalars]
+
+
+def _run(function: Callable[[Any], Any], x: Floats, target: Target, folder: Path) -> Floats:
+    place = te.placeholder(x.shape, "float32", name="x")
+    define = te.compute(x.shape, lambda i: vector_math.call(function, place[i]), name="y")
+    (stage,) = stages(schedule(te.create_prim_func([place, define]), target))
+    (folder / f"{x.size}").mkdir()
+    y = np.empty_like(x)
+    Compiled(stage.function, target, folder / f"{x.size}")(x, y)
+    return y
+
+
+@pytest.mark.parametrize("cpu", LEVELS)
+@pytest.mark.parametrize("case", RELATIVE, ids=lambda case: case[0].__name__)
+def test_errors_are_as_stated(case: tuple[Any, Any, float, float, float], cpu: str, tmp_path: Path) -> None:
+    function, reference, most, start, beside = case
+    x = numbers()
+    with np.errstate(all="ignore"):
+        wanted = reference(x.astype(np.float64))
+        rounded = wanted.astype(np.float32)
+    found = evaluated(function, x, runnable(cpu), tmp_path)
+    finite = np.isfinite(rounded)
+    np.testing.assert_array_equal(found[~finite], rounded[~finite])
+    ulp = np.spacing(np.maximum(np.abs(rounded), np.float32(2.0**-126))).astype(np.float64)
+    error = np.abs(found.astype(np.float64) - wanted)
+    near = finite & (x >= start)
+    assert (error[near] / ulp[near]).max() <= most
+    assert error[finite & (x < start)].max(initial=0) <= beside
+
+
+@pytest.mark.parametrize("cpu", LEVELS)
+@pytest.mark.parametrize("case", ABSOLUTE, ids=lambda case: case[0].__name__)
+def test_gelu_is_near_in_terms_of_its_argument(case: tuple[Any, Any, float], cpu: str, tmp_path: Path) -> None:
+    function, reference, most = case
+    x = numbers()
+    with np.errstate(all="ignore"):
+        wanted = reference(x.astype(np.float64))
+    found = evaluated(function, x, runnable(cpu), tmp_path)
+    finite = np.isfinite(x)
+    error = np.abs(found[finite].astype(np.float64) - wanted[finite])
+    assert (error / np.maximum(1, np.abs(x[finite].astype(np.float64)))).max() <= most
+    np.testing.assert_array_equal(found[~finite], wanted.astype(np.float32)[~finite])
+
+
+@pytest.mark.parametrize("cpu", LEVELS)
+def test_flushed_exponential(cpu: str, tmp_path: Path) -> None:
+    x = numbers()
+    with np.errstate(all="ignore"):
+        wanted = np.exp(x.astype(np.float64))
+    found = evaluated(vector_math.exp_flushed, x, runnable(cpu), tmp_path)
+    inside = (wanted >= 2.0**-126) & (wanted <= 2.0**127)
+    ulp = np.spacing(wanted[inside].astype(np.float32)).astype(np.float64)
+    assert (np.abs(found[inside].astype(np.float64) - wanted[inside]) / ulp).max() <= 1.1
+    assert (np.abs(found[wanted < 2.0**-126]) <= 2.0**-126 * 1.001).all()
+    assert (found[wanted > 2.0**127] >= 2.0**127 * 0.999).all()
+    assert np.isnan(found[np.isnan(x)]).all()
+
+
+@pytest.mark.parametrize("op", FUNCTIONS)
+def test_code_has_no_calls(op: str) -> None:
+    function = FUNCTIONS[op](Node(op, ("x",), ("y",)))
+    x = te.placeholder((64,), "float32", name="x")
+    (stage,) = stages(schedule(te.create_prim_func([x, te.compute((64,), lambda i: function(x[i]))]), V3))
+    code = objects.assembly(objects.tir_json(stage.function), "kernel", V3)
+    body = code[code.index("kernel:") : code.index(".size\tkernel")]
+    assert "call" not in body
+    assert "%ymm" in body
+
+
+V3 = resolve({"cpu": "x86-64-v3"})
