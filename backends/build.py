@@ -21,11 +21,13 @@ from graphc.backends.program import Program
 from graphc.backends.targets import Target
 from graphc.backends.worker import Job, Server, Watcher, note
 from graphc.borders import input_grids, output_grids
+from graphc.errors import UnsupportedError
 from graphc.ir import Graph
 from graphc.ir.text import fingerprint
 from graphc.progress import Progress, silent
 
 LOWER = "graphc.backends.lower:lower_job"
+MOST_ELEMENTS = 2**31 - 1
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -71,6 +73,7 @@ def build_integerized(
     from graphc.backends.kernels import compile_kernels
     from graphc.backends.plan import plan
 
+    _require_indexable(graph)
     program = _lowered(decompose(graph), target, server, progress)
     memory = plan(program)
     code = compile_kernels(program, target, cache, server, _watching(progress, "compile kernels"))
@@ -81,6 +84,17 @@ def build_integerized(
     )
     progress("link", 1.0)
     return manifest
+
+
+def _require_indexable(graph: Graph) -> None:
+    for name, kind in graph.types.items():
+        if kind.is_static and kind.size > MOST_ELEMENTS:
+            node = graph.producers.get(name)
+            raise UnsupportedError(
+                node.label if node else f"input '{name}'",
+                f"'{name}' would be {kind}; kernels count at most {MOST_ELEMENTS} elements.",
+                "Give smaller shapes under `model: inputs:`.",
+            )
 
 
 def _lowered(graph: Graph, target: Target, server: Server, progress: Progress) -> Program:

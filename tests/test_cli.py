@@ -163,6 +163,11 @@ def _mistakes() -> dict[str, tuple[str, dict[str, Any], str]]:
         "no external data": (spec, {"onnx": _external("gone.bin").SerializeToString()}, "gone.bin"),
         "escaping path": (spec, {"onnx": _external("../../secret").SerializeToString()}, "../../secret"),
         "open dimension": (spec.replace(", inputs: {image: [1, 3, 8, 8]}", ""), {}, "open dimensions"),
+        "impossible size": (
+            "model: {path: small.onnx, inputs: {image: [2000000000, 3, 8, 8]}}\ntargets: [{cpu: native}]",
+            {},
+            "2147483647 elements",
+        ),
         "unknown key": (spec + "budgte: {}\n", {}, "small.yaml:9"),
         "unknown pass": (spec.replace("kind: fold", "kind: flod"), {}, "fold"),
         "impossible value": (spec.replace("count: 8", "count: -8"), {}, "small.yaml:3"),
