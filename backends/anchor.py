@@ -72,7 +72,8 @@ def find(function: Any, target: Target) -> Anchor | None:
         schedule_block(sch, sch.get_sblock(pads[0].name_hint), max(1, target.lanes(32)))
         nest = sch.mod["main"].body.block.body.seq[0]
     variables = tuple(axis.var for axis in out.iter_vars)
-    if any(not index.same_as(var) for index, var in zip(out.body.indices, variables, strict=True)):
+    places = list(out.body.indices)
+    if len(places) != len(variables) or any(not i.same_as(v) for i, v in zip(places, variables, strict=True)):
         return None
     info = json.loads(str(anchor.annotations["graphc.anchor"]))
     return Anchor(

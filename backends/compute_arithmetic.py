@@ -145,3 +145,18 @@ def dropout(state: Lowering, node: Node) -> Sequence[Any]:
         return te.compute(a.shape, lambda *i: tirx.const(True, "bool"), name="mask")
 
     return [copied, state.emit(ones, x, name="mask")] if len(node.outputs) > 1 else [copied]
+
+
+@computes("", "Mish")
+def mish(state: Lowering, node: Node) -> Sequence[Any]:
+    """x * tanh(log(1 + e^x)) = x * n / (n + 2), n = e^x (e^x + 2): exact for small e^x too; from 20 on it is x."""
+    dtype = state.type(node.inputs[0]).dtype
+    wide = "float64" if dtype.itemsize == 8 else "float32"
+
+    def define(x: Any) -> Any:
+        x = x.astype(wide)
+        power = tirx.exp(tirx.min(x, tirx.const(20, wide)))
+        n = power * (power + tirx.const(2, wide))
+        return tirx.Select(x > 20, x, x * n / (n + tirx.const(2, wide))).astype(dtype.name)
+
+    return [broadcast(state, node, define, "mish")]

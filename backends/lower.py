@@ -54,6 +54,10 @@ def _require_static(graph: Graph) -> None:
             raise UnsupportedError(
                 f"value '{name}'", "strings cannot be compiled.", "Keep text processing outside the model."
             )
+    for name in graph.outputs:
+        if not graph.types[name].size:
+            problem = f"it is empty ({graph.types[name]})."
+            raise UnsupportedError(f"output '{name}'", problem, "Drop it from the model's outputs.")
 
 
 def fused(module: Any) -> tuple[Any, dict[str, tuple[int, ...]]]:
