@@ -1,5 +1,7 @@
 """Graphs in onnxruntime: taps, batches, large constants, and every way to feed them wrongly."""
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from graphc import execute
 from graphc.errors import InputError, UnsupportedError
 from graphc.importer import load
 from graphc.ir.edit import Edit
-from graphc.ir.graph import Array, Graph, Node
+from graphc.ir.graph import Array, Graph, Node, TensorType
 
 TEXT = """
 <ir_version: 10, opset_import: ["" : 21]>
@@ -61,9 +63,10 @@ def test_an_unknown_tap_is_refused() -> None:
 
 def test_a_graph_that_onnxruntime_cannot_run_is_refused_with_its_words() -> None:
     made = graph()
-    strange = Node("Relu", ("x",), ("y",), {}, "odd", "nowhere")
-    broken = Graph("g", made.inputs, made.outputs, (strange,), made.types, {})
-    with pytest.raises(UnsupportedError, match=r"onnxruntime: refuses this graph: .*nowhere"):
+    strange = Node("Relu", ("b",), ("y",), {}, "odd")
+    types = {"b": TensorType(np.dtype(bool), (2,)), "y": TensorType(np.dtype(bool), (2,))}
+    broken = replace(made, inputs=("b",), nodes=(strange,), types=types, constants={})
+    with pytest.raises(UnsupportedError, match=r"onnxruntime: refuses this graph: .*bool"):
         execute.Session(broken)
 
 
