@@ -51,7 +51,13 @@ def build_target(
     grids = {**input_grids(graph), **output_grids(graph)}
     quantization = {name: Quantization(grid.scale, grid.zero_point) for name, grid in grids.items()}
     manifest = build_integerized(
-        integerize(decompose(graph)), target, folder, server, cache, quantization=quantization, progress=progress
+        integerize(decompose(graph, kernels=True)),
+        target,
+        folder,
+        server,
+        cache,
+        quantization=quantization,
+        progress=progress,
     )
     cache.put(name, pack(folder))
     return manifest
@@ -74,7 +80,7 @@ def build_integerized(
     from graphc.backends.plan import plan
 
     _require_indexable(graph)
-    program = _lowered(decompose(graph), target, server, progress)
+    program = _lowered(decompose(graph, kernels=True), target, server, progress)
     memory = plan(program)
     code = compile_kernels(program, target, cache, server, _watching(progress, "compile kernels"))
     tools = toolchain.find(target.triple, cache.folder)

@@ -67,27 +67,29 @@ ROUNDS = 50
 """Rounds after which rules are taken to write each other's operators: a bug, not a deep model."""
 
 
-def decompose(graph: Graph) -> Graph:
+def decompose(graph: Graph, kernels: bool = False) -> Graph:
     """`graph` without the operators of RULES; the same object where it has none.
+
+    With `kernels`, all steps of a recurrent layer are one node that only code generation knows.
 
     Raises InternalError where rules do not come to an end.
     """
     for _ in range(ROUNDS):
         edit = Edit(graph)
-        written = [node for node in graph.nodes if _write(graph, edit, node)]
+        written = [node for node in graph.nodes if _write(Rewrite(graph, edit, node, kernels))]
         if not written:
             return graph
         graph = fold_constants(drop_dead_nodes(edit.apply()), _quiet)
     raise InternalError("decompose", f"does not come to an end after {ROUNDS} rounds.")
 
 
-def _write(graph: Graph, edit: Edit, node: Node) -> bool:
-    """Write `node` anew if a rule does; says whether one did."""
-    rule = {"": RULES, "ai.onnx.ml": ML_RULES}.get(node.domain, {}).get(node.op)
+def _write(rewrite: Rewrite) -> bool:
+    """Write a node anew if a rule does; says whether one did."""
+    rule = {"": RULES, "ai.onnx.ml": ML_RULES}.get(rewrite.node.domain, {}).get(rewrite.node.op)
     if rule is None:
         return False
     try:
-        rule(Rewrite(graph, edit, node))
+        rule(rewrite)
     except Decline:
         return False
     return True

@@ -3,6 +3,8 @@
     X W^T + b for all steps    ->  [T, B, gates]
     step t: h R^T + that       ->  gates -> new h (and c)
 
+Where code generation has one node for all steps of a direction (KERNELS), that stands in their place.
+
 For sequences shorter than T a step keeps the old state, and its output is zero; the reverse direction runs t from the
 end. Equations and defaults: the ONNX operator specification.
 """
@@ -13,11 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphc.backends.decompose_rewrite import Decline, Rewrite
-from graphc.ir.graph import Node
+from graphc.ir.graph import Node, TensorType
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 LONGEST = 512
 """Steps that are unrolled at most; more would compile for minutes."""
+
+KERNELS = "graphc.kernel"
+"""Domain of the nodes that stand for all steps of one direction; only code generation knows it."""
+WIDEST = 4096
+"""Gates times hidden size that such a kernel keeps on the stack."""
 
 Activation = Callable[[str], str]
 
@@ -68,7 +75,7 @@ def recurrent(rewrite: Rewrite) -> None:
     shape = rewrite.dims(node.inputs[0])
     batch, steps = (shape[0], shape[1]) if batch_first else (shape[1], shape[0])
     hidden = rewrite.dims(node.inputs[2])[2]
-    if not 0 < steps <= LONGEST:
+    if not (0 < steps <= LONGEST or _is_kernel(rewrite, steps)):
         raise Decline
     x = rewrite.op("Transpose", node.inputs[0], perm=(1, 0, 2)) if batch_first else node.inputs[0]
     masks = _masks(rewrite, steps, batch)
@@ -84,10 +91,15 @@ def _directions(node: Node) -> tuple[bool, ...]:
     ]
 
 
+def _are_whole(rewrite: Rewrite, steps: int) -> bool:
+    """Whether every sequence is known to have all steps."""
+    lengths = rewrite.value(4)
+    return not rewrite.input(4) or (lengths is not None and bool(np.all(lengths.astype(np.int64) >= steps)))
+
+
 def _masks(rewrite: Rewrite, steps: int, batch: int) -> list[str]:
     """Per step, which sequences reach it ([B, 1] of bool); none where all are whole."""
-    lengths = rewrite.value(4)
-    if not rewrite.input(4) or (lengths is not None and bool(np.all(lengths.astype(np.int64) >= steps))):
+    if _are_whole(rewrite, steps):
         return []
     column = rewrite.reshape(rewrite.input(4), batch, 1)
     return [rewrite.op("Less", rewrite.number(t, np.dtype(np.int32)), column) for t in range(steps)]
@@ -96,9 +108,11 @@ def _masks(rewrite: Rewrite, steps: int, batch: int) -> list[str]:
 def _run(
     rewrite: Rewrite, x: str, masks: list[str], number: int, sizes: tuple[int, int, int]
 ) -> tuple[list[str], str, str]:
-    """Direction `number`: the output of every step [B, H], the last h and the last c."""
+    """Direction `number`: the output of every step [B, H] (or of all, one after another), the last h and the last c."""
     steps, batch, hidden = sizes
     direction, reverse = _direction(rewrite, x, number, sizes), _directions(rewrite.node)[number]
+    if _is_kernel(rewrite, steps):
+        return _kernel(direction, reverse, number)
     h, c = (_state(rewrite, index, number, batch, hidden) for index in (5, 6))
     outputs = [""] * steps
     zero = rewrite.constant(np.zeros((), rewrite.type(rewrite.node.inputs[0]).dtype))
@@ -111,6 +125,34 @@ def _run(
             new_c = rewrite.op("Where", masks[t], new_c, c) if new_c else ""
         h, c = new_h, new_c
     return outputs, h, c
+
+
+def _is_kernel(rewrite: Rewrite, steps: int) -> bool:
+    """Whether all steps are one node: several of them, the usual functions, and nothing out of the ordinary."""
+    node = rewrite.node
+    hidden = rewrite.dims(node.inputs[2])[2]
+    usual = FUNCTIONS[node.op] * len(_directions(node))
+    return (
+        rewrite.kernels and steps > 1 and hidden * GATES[node.op] <= WIDEST
+        and rewrite.type(node.inputs[0]).dtype == np.float32
+        and node.attributes.get("activations", usual) == usual
+        and not node.get_float("clip", 0.0) and not node.get_int("input_forget", 0)
+        and not rewrite.input(7) and _are_whole(rewrite, steps)
+    )  # fmt: skip
+
+
+def _kernel(d: _Direction, reverse: bool, number: int) -> tuple[list[str], str, str]:
+    """One node of the domain KERNELS for all steps: rows [T * B, H] in order of time, then the last c."""
+    rewrite, (steps, batch, hidden) = d.rewrite, d.sizes
+    h, c = (_state(rewrite, index, number, batch, hidden) for index in (5, 6))
+    rows = steps * batch
+    kind = TensorType(np.dtype(np.float32), (rows + (batch if c else 0), hidden))
+    attributes = {"reverse": int(reverse), "linear_before_reset": rewrite.node.get_int("linear_before_reset", 0)}
+    found = rewrite.kernel(KERNELS, kind, (d.projected, d.recurrent[0], h, c, d.bias), attributes)
+    outputs = rewrite.slice(found, 0, 0, rows) if c else found
+    last = 0 if reverse else rows - batch
+    cell = rewrite.slice(found, 0, rows, rows + batch) if c else ""
+    return [outputs], rewrite.slice(found, 0, last, last + batch), cell
 
 
 def _direction(rewrite: Rewrite, x: str, number: int, sizes: tuple[int, int, int]) -> _Direction:
@@ -130,7 +172,7 @@ def _direction(rewrite: Rewrite, x: str, number: int, sizes: tuple[int, int, int
         peepholes = _parts(rewrite, node.inputs[7], number, 3, hidden)
     recurrent = _matrix(rewrite, node.inputs[2], number)
     split = [recurrent]
-    if node.op == "GRU" and not apart:
+    if node.op == "GRU" and not apart and not _is_kernel(rewrite, steps):
         split = [rewrite.slice(recurrent, 1, 0, 2 * hidden), rewrite.slice(recurrent, 1, 2 * hidden, 3 * hidden)]
     return _Direction(rewrite, product, split, _functions(rewrite, number), bias, peepholes, sizes)
 
@@ -263,7 +305,9 @@ def _finish(
     steps, batch, hidden = sizes
     results = [""] * 3
     if rewrite.wants(0):
-        joined = [outputs[0] if steps == 1 else rewrite.op("Concat", *outputs, axis=0) for outputs, _, _ in found]
+        joined = [
+            outputs[0] if len(outputs) == 1 else rewrite.op("Concat", *outputs, axis=0) for outputs, _, _ in found
+        ]
         rows = [rewrite.reshape(each, steps, 1, batch, hidden) for each in joined]
         results[0] = rows[0] if len(rows) == 1 else rewrite.op("Concat", *rows, axis=1)
         if batch_first:

@@ -1,6 +1,6 @@
 """How a decomposition rule writes: nodes added in the place of one node, constants worked out at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -17,8 +17,8 @@ class Decline(Exception):  # noqa: N818 (an answer, not an error)
 class Rewrite:
     """The place of one node. Values are named by strings, as in the graph; nothing changes before `finish`."""
 
-    def __init__(self, graph: Graph, edit: Edit, node: Node) -> None:
-        self.graph, self.node = graph, node
+    def __init__(self, graph: Graph, edit: Edit, node: Node, kernels: bool = False) -> None:
+        self.graph, self.node, self.kernels = graph, node, kernels
         self._edit = edit
         self._lists: dict[tuple[int, ...], str] = {}
 
@@ -32,6 +32,14 @@ class Rewrite:
         results = [self._edit.fresh(hint) for _ in range(count)]
         self._edit.add(op, inputs, attributes, name=hint, outputs=results, near=self.node)
         return results
+
+    def kernel(self, domain: str, kind: TensorType, inputs: Sequence[str], attributes: Mapping[str, Attribute]) -> str:
+        """A node of this node's operator in a domain of code generation, which onnx cannot type."""
+        hint = f"{self.label}_kernel"
+        result = [self._edit.fresh(hint)]
+        return self._edit.add(
+            self.node.op, inputs, attributes, name=hint, domain=domain, outputs=result, types=[kind], near=self.node
+        )
 
     @property
     def label(self) -> str:

@@ -53,6 +53,7 @@ _ROOMS = (
     "compute_arithmetic",
     "compute_cast",
     "compute_reduce",
+    "compute_recurrent",
 )
 
 

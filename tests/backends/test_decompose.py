@@ -82,7 +82,7 @@ def recurrent(op: str, direction: str, steps: int = 4, **attributes: Any) -> tup
     )
 
 
-@pytest.mark.parametrize(("op", "direction"), product(GATES, ("forward", "reverse", "bidirectional")))
+@pytest.mark.parametrize(("op", "direction"), list(product(GATES, ("forward", "reverse", "bidirectional"))))
 def test_recurrent_layers_step_by_step(op: str, direction: str) -> None:
     compare(*recurrent(op, direction), rtol=1e-5, atol=1e-6)
 
