@@ -54,6 +54,7 @@ _ROOMS = (
     "compute_cast",
     "compute_reduce",
     "compute_recurrent",
+    "compute_norm",
 )
 
 

@@ -171,9 +171,9 @@ for _name in DEFINITIONS:
     tvm.ir.register_op_attr(_name, "TVectorizable", True)
 
 
-def call(function: Callable[[Any], Any], x: Any) -> Any:
-    """One of the functions above, of a float32 expression, as an intrinsic of TVM's."""
-    return tirx.call_intrin(FLOAT, f"graphc.{function.__name__}", x)
+def call(function: Callable[[Any], Any], x: Any, lanes: int = 1) -> Any:
+    """One of the functions above, of a float32 expression of so many lanes, as an intrinsic of TVM's."""
+    return tirx.call_intrin(f"{FLOAT}x{lanes}" if lanes > 1 else FLOAT, f"graphc.{function.__name__}", x)
 
 
 def named(function: Any) -> Any:
