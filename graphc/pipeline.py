@@ -22,7 +22,7 @@ from graphc.ir.text import fingerprint
 from graphc.memory import Memory
 from graphc.metrics import Metric
 from graphc.passes.protocol import Context, Observation, Pass, Skip, Statistics, check_order
-from graphc.progress import Progress, silent, within
+from graphc.progress import Progress, Stage, silent, stage_of
 from graphc.quality import Model, Samples, qualities
 from graphc.report import Quality, Skipped, Step
 
@@ -69,13 +69,14 @@ def run(
     graphs: list[Graph] = [model]
     skips: list[Sequence[Skip]] = [()]
     for index, step in enumerate(passes[:stop_after], 1):
-        stage = within(progress, f"step {index} ({step.kind})")
-        stage("", 0.0)
-        context = Context(_statistics(step, graphs[-1], data, memory, stage), stage)
+        name = f"step {index} ({step.kind})"
+        statistics = _statistics(step, graphs[-1], data, memory, stage_of(progress, f"{name}: calibration"))
+        context = Context(statistics, stage_of(progress, name))
+        context.progress("", 0.0)
         graphs.append(step.apply(graphs[-1], context))
         check(graphs[-1])
         skips.append(context.skips)
-        stage("", 1.0)
+        context.progress("", 1.0)
     qualities = _judge(graphs, data, memory, progress)
     steps = zip([None, *passes], graphs, skips, qualities, strict=False)
     return Compressed(graphs[-1], tuple(_step(index, *parts) for index, parts in enumerate(steps)))
@@ -96,7 +97,7 @@ def _step(index: int, step: Pass | None, graph: Graph, skips: Sequence[Skip], qu
     )
 
 
-def _statistics(step: Pass, graph: Graph, data: Data, memory: Memory, progress: Progress) -> Statistics:
+def _statistics(step: Pass, graph: Graph, data: Data, memory: Memory, stage: Stage) -> Statistics:
     """What `step` wants to know of `graph`: collected in one run over the calibration data, or remembered."""
     wishes = step.observes(graph)
     if not wishes:
@@ -108,14 +109,14 @@ def _statistics(step: Pass, graph: Graph, data: Data, memory: Memory, progress: 
     kept = memory.recall("statistics", *parts)
     if kept is not None and (found := from_arrays(wishes, _unpacked(kept))) is not None:
         return found
-    collected = _collect(graph, wishes, data.calibration, progress)
+    collected = _collect(graph, wishes, data.calibration, stage)
     memory.keep(_packed(to_arrays(collected)), "statistics", *parts)
     return collected
 
 
-def _collect(graph: Graph, wishes: Sequence[Observation], data: Dataset, progress: Progress) -> Statistics:
+def _collect(graph: Graph, wishes: Sequence[Observation], data: Dataset, stage: Stage) -> Statistics:
     feeds = (batch.feeds for batch in data)
-    return calibrate(graph, wishes, feeds, progress=lambda done: progress("calibration", done / len(data)))
+    return calibrate(graph, wishes, feeds, progress=lambda done: stage("", done / len(data)))
 
 
 def _judge(graphs: Sequence[Graph], data: Data, memory: Memory, progress: Progress) -> list[Quality | None]:

@@ -11,6 +11,10 @@ def silent(_stage: str, _fraction: float) -> None:
     """Progress nobody watches."""
 
 
-def within(progress: Progress, stage: str) -> Progress:
-    """The progress of a part: its own stages are named after `stage`."""
-    return lambda part, fraction: progress(f"{stage}: {part}" if part else stage, fraction)
+Stage: TypeAlias = Callable[[str, float], None]
+"""The progress of one stage: what it is at, and how much of the stage is done."""
+
+
+def stage_of(progress: Progress, name: str) -> Stage:
+    """What a stage is at is not shown: a bar that is renamed all the time cannot be read."""
+    return lambda _at, fraction: progress(name, fraction)
