@@ -76,6 +76,8 @@ def find(function: Any, target: Target) -> Anchor | None:
     if len(places) != len(variables) or any(not i.same_as(v) for i, v in zip(places, variables, strict=True)):
         return None
     info = json.loads(str(anchor.annotations["graphc.anchor"]))
+    if [int(axis.dom.extent) for axis in out.iter_vars] != _result(info):
+        return None  # a broadcast that grew: several outputs share one sum
     return Anchor(
         info,
         tuple(function.params),
@@ -88,6 +90,13 @@ def find(function: Any, target: Target) -> Anchor | None:
         nest,
         padded,
     )
+
+
+def _result(info: Mapping[str, Any]) -> list[int]:
+    """The shape of an anchor's result."""
+    if info["kind"] == "matmul":
+        return [*info["batch"], info["rows"], info["columns"]]
+    return [info["input"][0], *info["output"], info.get("filters", info["input"][-1])]
 
 
 def _operands(block: Any) -> list[Any]:

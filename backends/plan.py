@@ -187,7 +187,8 @@ class _Layout:
             taken = set()
             for written, read in call.in_place.items():
                 new, old = self.roots[written], self.roots[read]
-                if old not in taken and self._may_take_over(new, old, position):
+                written_too = old in {self.roots[name] for name in call.writes}
+                if old not in taken and not written_too and self._may_take_over(new, old, position):
                     taken.add(old)
                     owner[new] = owner[old]
         return owner

@@ -38,7 +38,7 @@ def schedule(anchor: Anchor, target: Target) -> Any:
         return None
     if anchor.info["kind"] == "conv_dense" and len(anchor.info["kernel"]) == 2:
         return TiledConvolution(anchor, target).build()
-    if anchor.info["kind"] == "matmul" and len(anchor.variables) == len(anchor.info["batch"]) + 2:
+    if anchor.info["kind"] == "matmul":
         return TiledProduct(anchor, target).build()
     return None
 

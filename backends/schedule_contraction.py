@@ -43,7 +43,7 @@ def schedule(anchor: Anchor, target: Target) -> Any:
     """The kernel of a dense convolution or matrix product, None where the form is another."""
     if anchor.info["kind"] == "conv_dense" and len(anchor.info["kernel"]) == 2:
         return Convolution(anchor, target).build()
-    if anchor.info["kind"] == "matmul" and len(anchor.variables) == len(anchor.info["batch"]) + 2:
+    if anchor.info["kind"] == "matmul":
         return Product(anchor, target).build()
     return None
 

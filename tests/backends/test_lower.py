@@ -140,7 +140,7 @@ def test_products(machine: tuple[Server, Cache], tmp_path: Path) -> None:
 def test_layouts_and_views(machine: tuple[Server, Cache], tmp_path: Path) -> None:
     """What lies between convolutions follows their layout; outputs may be inputs, constants, views or each other."""
     rng = np.random.default_rng(3)
-    sizes = {"w": (6, 4, 1, 1), "c": (6, 1, 1), "v": (3, 6, 1, 1)}
+    sizes = {"w": (6, 4, 1, 1), "c": (6, 1, 1), "v": (3, 6, 1, 1), "u": (6, 6, 1, 1)}
     weights: dict[str, Array] = {name: rng.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
     weights |= {
         "axes": np.array([2]),
@@ -164,6 +164,10 @@ def test_layouts_and_views(machine: tuple[Server, Cache], tmp_path: Path) -> Non
         "y8 = Identity(y5)",
         "m = Mul(j, z)",
         "y9 = Conv(m, v)",
+        "p = GlobalAveragePool(j)",
+        "e = Conv(p, u)",
+        "g = HardSigmoid(e)",
+        "y10 = Mul(j, g)",
     ]
     shapes = {"x": (1, 4, 5, 5), "z": (1, 6, 5, 5)}
     feeds: dict[str, Array] = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}

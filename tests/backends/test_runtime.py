@@ -233,6 +233,7 @@ def test_the_processor_check_agrees_with_the_kernel(tmp_path: Path) -> None:
     for index, check in enumerate(texts):
         cpuid = "".join(f"        {{{', '.join(f'{value:#x}u' for value in row)}}},\n" for row in check.cpuid)
         text = emit_c.fill(emit_c.template("runtime_x86.c.in"), cpuid=cpuid, xcr0=f"{check.xcr0:#x}")
+        text = text.replace("tiles_are_granted", f"tiles_{index}")
         rows.append(text.replace("cpu_is_sufficient", f"check_{index}"))
     calls = " ".join(f'printf("%d", check_{index}());' for index in range(len(rows)))
     source = "#include <cpuid.h>\n#include <stdint.h>\n#include <stdio.h>\n#include <stddef.h>\n" + "\n".join(rows)
