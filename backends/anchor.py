@@ -55,10 +55,8 @@ def find(function: Any, target: Target) -> Anchor | None:
     inline_all(sch)
     blocks = [sch.get(block) for block in sch.get_child_blocks(sch.get_sblock("root"))]
     anchors = [block for block in blocks if "graphc.anchor" in block.annotations]
-    if len(anchors) != 1 or blocks[-1] is anchors[0]:
-        return None
     pads = [block for block in blocks if "graphc.role" in block.annotations]
-    if len(blocks) != len(pads) + 2 or len(pads) > 1:
+    if len(anchors) != 1 or blocks[-1] is anchors[0] or len(blocks) != len(pads) + 2 or len(pads) > 1:
         return None
     anchor, out = anchors[0], blocks[-1]
     operands = _operands(anchor)
