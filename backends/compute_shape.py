@@ -9,7 +9,7 @@ from graphc.backends.relax_module import ALIAS, OPAQUE, Lowering, computes
 from graphc.ir import Node
 
 
-@computes("", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
+@computes("", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "OptionalGetElement")
 def view(state: Lowering, node: Node) -> Sequence[Any]:
     """y = the bytes of x under another shape; `lower` turns the call into an alias."""
     shape = state.type(node.outputs[0]).dims

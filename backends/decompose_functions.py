@@ -26,6 +26,13 @@ def expand(rewrite: Rewrite) -> None:
     rewrite.finish(*results)
 
 
+def whole_normalization(rewrite: Rewrite) -> None:
+    """RMSNormalization over every axis, for which there is no kernel; over fewer there is one."""
+    if rewrite.node.get_int("axis", -1) % max(1, len(rewrite.dims(rewrite.input(0)))):
+        raise Decline
+    expand(rewrite)
+
+
 def body_of(graph: Graph, node: Node) -> Graph:
     """The folded body as a graph; its inputs are those operands of `node` that are no constants, each once.
 

@@ -184,8 +184,12 @@ def _materialised(state: Lowering, position: int) -> Any:
     )
 
 
+VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "OptionalGetElement")
+"""Operators whose result has the bytes of their first operand."""
+
+
 def _is_view(node: Node) -> bool:
-    return node.domain == "" and node.op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
+    return node.domain == "" and node.op in VIEWS
 
 
 def _lower_node(state: Lowering, node: Node) -> None:

@@ -14,6 +14,9 @@ SECONDS = 60.0
 LONGEST = 160
 """Characters of a reason in the lists."""
 
+LATE = "no answer after"
+"""How the compile server's reason starts for a job that took too long."""
+
 BUG = "bug: "
 """How the reason of a miss starts that is no clear refusal."""
 
@@ -45,6 +48,13 @@ def run(cases: Sequence[Case], cache: Path) -> list[Outcome]:
 
 
 def _attempts(cases: Sequence[Case], bound: bool, server: Server, cache: Path) -> dict[str, Outcome]:
+    """What becomes of each case; those that did not answer in time get one more chance: the machine may be busy."""
+    outcomes = _once(cases, bound, server, cache)
+    late = [case for case in cases if outcomes[case.name].reason.startswith(LATE)]
+    return outcomes | _once(late, bound, server, cache)
+
+
+def _once(cases: Sequence[Case], bound: bool, server: Server, cache: Path) -> dict[str, Outcome]:
     jobs = [Job("tests.conformance.jobs:attempt", (case, cache), case.name, SECONDS) for case in cases]
     results = server.run(jobs, return_errors=True)
     return {case.name: _outcome(case.name, result, bound) for case, result in zip(cases, results, strict=True)}
