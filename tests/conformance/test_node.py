@@ -1,7 +1,9 @@
 """onnx's own node cases: model -> graph -> x86 artifact -> run, compared with what onnx expects.
 
 `known_misses.txt` lists the cases that fail, with the reason; `bound.txt` those that pass only with the inputs that
-decide shapes as constants of the model. After a change: pytest tests/conformance --conformance --update-golden, and read the diff.
+decide shapes as constants of the model. After a change, run this and read the diff:
+
+    pytest tests/conformance --conformance --update-golden
 """
 
 from collections.abc import Iterable
