@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from graphc.backends.targets import Target
-from graphc.backends.tiles import AMX_BYTES, amx_depth
+from graphc.backends.tiles import amx_depth
 
 Kind = Literal["amx", "vnni", "madd", "plain"]
 
@@ -52,6 +52,6 @@ def dot_product(target: Target, weights: np.dtype[Any], depth: int, columns: int
     positions lie in a row.
     """
     if weights == np.dtype(np.int8) and target.has("avx512_vnni"):
-        fits = amx_depth(depth) >= min(FEWEST_BYTES, AMX_BYTES) and columns >= FEWEST_COLUMNS
+        fits = amx_depth(depth) >= FEWEST_BYTES and columns >= FEWEST_COLUMNS
         return DOTS["amx"] if target.has("amx_int8") and fits else DOTS["vnni"]
     return DOTS["madd"] if target.family == "x86" else DOTS["plain"]

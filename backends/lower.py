@@ -255,12 +255,12 @@ class _Assembly:
         if callee.name_hint not in self.staged:
             self.note(", ".join(nodes) or callee.name_hint)
             self.staged[callee.name_hint] = stages(scheduled(module[callee], self.target))
-        self._stages(callee.name_hint, module[callee], [*sources, *results], nodes)
+        self._stages(callee.name_hint, [*sources, *results], nodes)
 
-    def _stages(self, name: str, function: Any, arguments: list[str], nodes: tuple[str, ...]) -> None:
+    def _stages(self, name: str, arguments: list[str], nodes: tuple[str, ...]) -> None:
         """Calls of a fused function's stages, with a buffer of the plan for each one that crosses them."""
         staged = self.staged[name]
-        bound = dict(zip(staged_parameters(staged, function), arguments, strict=True))
+        bound = dict(zip(staged[0].parameters, arguments, strict=True))
         for stage in staged:
             for buffer in stage.buffers:
                 if buffer not in bound:
@@ -291,11 +291,6 @@ class _Assembly:
                 symbol, text, tuple(str(b.dtype) for b in stage.buffers), tuple(not w for w in written)
             )
         return self.symbols[key]
-
-
-def staged_parameters(staged: list[Stage], function: Any) -> list[Any]:
-    """The buffers that stand for a function's parameters in its stages (scheduling keeps them)."""
-    return list(staged[0].parameters) if staged else list(function.params)
 
 
 def lower_job(graph: Graph, target: Target, note: Note) -> Program:
