@@ -17,6 +17,7 @@ from graphc.passes.quantize import Quantize
 
 STATIC = {"weights": "int8", "activations": "uint8", "calibrate": "minmax"}
 RNG = np.random.default_rng(0)
+START = RNG.bit_generator.state
 
 
 def model(signature: str, body: str, **weights: Array) -> Graph:
@@ -28,6 +29,7 @@ def model(signature: str, body: str, **weights: Array) -> Graph:
 
 
 def normal(*shape: int) -> Array:
+    """Seeded noise: the same in every run of a test, whatever ran before it (see conftest.py)."""
     return RNG.normal(size=shape).astype(np.float32)
 
 
