@@ -78,6 +78,8 @@ class Tiled(Contraction):
         starts = [(min(t * height, columns - height), t * height) for t in range(tiles)]
         regular = sum(first == wanted for first, wanted in starts) // 2
         parts = [tirx.AllocBuffer(config), tirx.AllocBuffer(sums), *self._configure(config, height)]
+        # tilestored64 writes all of `sums`; TVM sees its address only, and would cut off what nothing else reads.
+        parts.append(tirx.BufferStore(sums, const(0, "int32"), [const(len(SUMS) * AMX_ROWS * CHANNELS - 1)]))
         if regular:
             parts.append(
                 loop(
