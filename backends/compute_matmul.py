@@ -19,9 +19,6 @@ from graphc.ir import Array, Node
 WIDE = {"float16": "float32", "bfloat16": "float32"}
 """What 16-bit floats are summed in."""
 
-WIDE = {"float16": "float32", "bfloat16": "float32"}
-"""What 16-bit floats are summed in."""
-
 
 @dataclass(frozen=True)
 class Product:

@@ -68,6 +68,15 @@ class Contraction:
     def w(self, row: Any, block: Any, kh: Any, kw: Any, inner: list[Any]) -> Any:
         raise NotImplementedError
 
+    def weights(self, row: Any, block: Any, kh: Any, kw: Any, c: Any, v: int) -> Any:
+        """The v-th vector of a block's weights for one input channel of one tap, in the type of the sums."""
+        stored = self.w(row, block, kh, kw, [c, vector(v * self.lanes, self.lanes)])
+        return tirx.Cast(f"{self.dtype}x{self.lanes}" if self.lanes > 1 else self.dtype, stored)
+
+    def over_depth(self, body: Callable[[Any], Any]) -> Any:
+        """body(c) for every input channel, or every `step` of them."""
+        return loop("c", 0, self.depth // self.step, body)
+
     def position(self, row: Any, column: Any, channel: Any) -> list[Any]:
         raise NotImplementedError
 
@@ -129,14 +138,13 @@ class Contraction:
                     )
             return sequence(statements)
 
-        return loop("c", 0, self.depth // self.step, body)
+        return self.over_depth(body)
 
     def _multiply_add(self, acc: Any, row: Any, block: Any, column: Any, kh: Any, kw: Any, c: Any, v: int) -> Any:
         """One vector of sums plus one input (or `step` of them) times one vector of weights."""
         if self.dot is None:
             value = spread(tirx.Cast(self.dtype, self.x(row, column, kh, kw, c)), self.lanes)
-            weights = self.w(row, block, kh, kw, [c, vector(v * self.lanes, self.lanes)])
-            return acc + value * tirx.Cast(f"{self.dtype}x{self.lanes}" if self.lanes > 1 else self.dtype, weights)
+            return acc + value * self.weights(row, block, kh, kw, c, v)
         inputs = self.x(row, column, kh, kw, vector(c * self.step, self.step))
         weights = self.w(row, block, kh, kw, [c, const(v * self.lanes), vector(const(0), self.lanes * self.step)])
         return multiply_add(
