@@ -25,6 +25,10 @@ from graphc.errors import InternalError
 STACK_BYTES = 64 << 10
 """The most that a kernel's local buffers may take; what is larger must be a parameter that the memory plan owns."""
 
+# TVM's VectorizeLoop turns a loop around these into scalars, although LLVM has both for vectors.
+for _name in ("tirx.nearbyint", "tirx.rsqrt"):
+    tvm.ir.register_op_attr(_name, "TVectorizable", True)
+
 TASKS = "graphc.tasks"  # the annotation that marks the outermost loop through lowering
 
 _S, _X = s_tir.transform, tirx.transform

@@ -150,9 +150,9 @@ class Tiled(Contraction):
         width = min(2 * CHANNELS, self.block)
         vectors = range(p * width // self.lanes, (p + 1) * width // self.lanes)
 
-        def at(channel: Any) -> Any:
-            inside = channel - p * width
-            return sums[((2 * m + inside // CHANNELS) * AMX_ROWS + r) * CHANNELS + inside % CHANNELS]
+        def at(v: int, lane: Any) -> Any:
+            tile, first_channel = divmod(v * self.lanes - p * width, CHANNELS)
+            return sums[((2 * m + tile) * AMX_ROWS + r) * CHANNELS + first_channel + lane]
 
         return self.store(row, block, first + r, vectors, at)
 

@@ -152,22 +152,22 @@ class Contraction:
         )
 
     def _store(self, acc: Any, row: Any, block: Any, first: Any, p: int) -> Any:
-        def sums(channel: Any) -> Any:
-            return acc[p * self.block + channel]
+        def sums(v: int, lane: Any) -> Any:
+            return acc[p * self.block + v * self.lanes + lane]
 
         return self.store(row, block, first + p, range(self.vectors), sums)
 
-    def store(self, row: Any, block: Any, column: Any, vectors: range, sums: Callable[[Any], Any]) -> Any:
+    def store(self, row: Any, block: Any, column: Any, vectors: range, sums: Callable[[int, Any], Any]) -> Any:
         """The epilogue of one output position for some `vectors` of its block, as far as there are channels.
 
-        `sums` gives the accumulator of a channel of the block.
+        `sums` gives the accumulator of a lane of a vector.
         """
         left = self.filters - (self.blocks - 1) * self.block
 
         def part(v: int, lanes: int) -> Any:
             def lane(i: Any) -> Any:
                 channel = v * self.lanes + i
-                return self.anchor.epilogue(self.position(row, column, block * self.block + channel), sums(channel))
+                return self.anchor.epilogue(self.position(row, column, block * self.block + channel), sums(v, i))
 
             return loop("lane", 0, lanes, lane, VECTORIZED) if lanes > 1 else lane(const(0))
 

@@ -20,7 +20,7 @@ from graphc.importer import load
 from graphc.ir import Array, Graph
 from graphc.runner import Runner
 
-LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
+LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "native")
 
 # (operator with attributes, shape of x, shape of weights or None, bias or not)
 WINDOWS: tuple[tuple[str, tuple[int, ...], tuple[int, ...] | None, int], ...] = (
@@ -182,6 +182,9 @@ INTEGERS = (
     ("Conv", (1, 30, 5, 5), (16, 30, 1, 1)),
     ("Conv<group=18, pads=[1,1,1,1]>", (1, 18, 7, 7), (18, 1, 3, 3)),
     ("Conv<group=2>", (1, 6, 5, 5), (8, 3, 3, 3)),
+    ("Conv", (1, 96, 12, 12), (24, 96, 1, 1)),
+    ("Conv<pads=[1,1,1,1]>", (1, 32, 9, 21), (72, 32, 3, 3)),
+    ("MatMul", (70, 64), (64, 24)),
     ("MatMul", (5, 64), (64, 37)),
     ("MatMul", (2, 3, 30), (30, 8)),
 )

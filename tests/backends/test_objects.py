@@ -199,6 +199,14 @@ def test_full_width_vectors_are_used() -> None:
     assert "ymm" not in text
 
 
+def test_rounding_and_reciprocal_roots_are_vectorized() -> None:
+    func = scheduled(elementwise((64,), "float32", lambda x: tirx.nearbyint(tirx.rsqrt(x))), "y", 16)
+    text = objects.assembly(objects.tir_json(func), "kernel", resolve({"cpu": "x86-64-v4"}))
+    assert "vrndscaleps" in text
+    assert "vsqrtps" in text or "vrsqrt14ps" in text
+    assert "vrndscaless" not in text
+
+
 def test_no_symbol_of_tvm_is_needed() -> None:
     func = elementwise((8,), "float32", lambda v: tirx.exp(v) + tirx.erf(v))
     code = objects.object_code(objects.tir_json(func), "kernel", resolve({"cpu": "x86-64-v3"}))
