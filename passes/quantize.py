@@ -4,12 +4,15 @@
 
     Q(x) = saturate(rint(x / scale) + zero_point)        DQ(q) = (q - zero_point) * scale
 
-- Weights are integers of `weights`, symmetric, with one scale per output channel (`per_channel`) or one for all.
+- Weights are integers of `weights`, around zero (`symmetric_weights`) or not, with one scale per output channel
+  (`per_channel`), one for every `group` weights that a channel multiplies by (the last group of a channel is shorter
+  where that does not divide), or one for all. fp16 and bf16 store them as narrower floats.
 - Biases are int32 in steps of input scale * weight scale, so that they add to the integer sums.
 - Activations are integers of `activations`; `calibrate` says how their ranges come from data. A pair stands on every
   value between two units of integer work, none inside one: an operator and its Relu or Clip, a MatMul and the Add of
   its bias, a chain of elementwise functions of one value. Data movement keeps the grid of what it moves.
-- `weights` without `activations` gives decoders for the weights alone. `io` makes the model's own inputs and outputs
+- `weights` without `activations` gives decoders for the weights alone, and so do groups and narrower floats, whose sums
+  are not integers. `io` makes the model's own inputs and outputs
   integers; their scales are on the DequantizeLinear (QuantizeLinear) beside them.
 
 The result is a model that onnxruntime runs as it is. Mathematics: quantize_schemes.py; operators:
@@ -26,10 +29,11 @@ from graphc.passes.protocol import Context, Observation, Pass
 from graphc.passes.quantize_grids import Grids
 from graphc.passes.quantize_plan import FLOAT32, plan
 from graphc.passes.quantize_ranges import Method
+from graphc.passes.quantize_schemes import FORMATS, Scheme
 from graphc.passes.quantize_write import write
 
 Activations = Literal["int8", "uint8", "none"]
-Weights = Literal["int8", "uint8", "none"]
+Weights = Literal["int8", "uint8", "int4", "uint4", "int2", "uint2", "fp16", "bf16", "none"]
 
 
 class Quantize(Pass):
@@ -37,7 +41,7 @@ class Quantize(Pass):
 
     requires: ClassVar[frozenset[str]] = frozenset({"fold"})
     overridable: ClassVar[frozenset[str]] = frozenset(
-        {"weights", "activations", "calibrate", "percentile", "per_channel", "symmetric"}
+        ("weights", "per_channel", "group", "symmetric_weights", "activations", "calibrate", "percentile", "symmetric")
     )
 
     kind: Literal["quantize"] = "quantize"
@@ -50,6 +54,10 @@ class Quantize(Pass):
         float | None, Field(gt=50, le=100, description="for calibrate: percentile, how much of the values to cover")
     ] = None
     per_channel: Annotated[bool, Field(description="one weight scale per output channel, or one for all")] = True
+    group: Annotated[
+        int | None, Field(ge=2, description="one weight scale for so many weights along a channel's sum")
+    ] = None
+    symmetric_weights: Annotated[bool, Field(description="weights: zero in the middle of the integers")] = True
     symmetric: Annotated[bool, Field(description="activations: the same room for both signs")] = False
     io: Annotated[Literal["float", "int8", "uint8"], Field(description="type of the model's inputs, outputs")] = "float"
 
@@ -69,9 +77,17 @@ class Quantize(Pass):
         if self.activations == "none" and self.io != "float":
             context = {"expected": "'float' (activations are none)"}
             errors.append(InitErrorDetails(type="literal_error", loc=("io",), input=self.io, ctx=context))
+        if self.group is not None and (not self.per_channel or self.weights not in FORMATS):
+            context = {"expected": "nothing (groups need integer weights and per_channel)"}
+            errors.append(InitErrorDetails(type="literal_error", loc=("group",), input=self.group, ctx=context))
         if errors:
             raise ValidationError.from_exception_data("Quantize", errors)
         return self
+
+    @property
+    def scheme(self) -> Scheme:
+        """How weights become integers; only where `weights` names integers."""
+        return Scheme(FORMATS[self.weights], self.per_channel, self.symmetric_weights, self.group)
 
     def observes(self, graph: Graph) -> tuple[Observation, ...]:
         """The values that decide a grid, each with what its method needs to know."""

@@ -180,3 +180,11 @@ WITH_SCALAR: Mapping[str, Operator] = {
 
 LIMITERS = frozenset({"Relu", "Clip"})
 """What the results of operators with `clips` take in as limits."""
+
+
+def weight_position(node: Node) -> int:
+    """Which operand of a product may hold its weights."""
+    position = OPERATORS[node.op].weight
+    if position is None:
+        raise ValueError(f"{node.label} has no weights")
+    return position

@@ -9,11 +9,21 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
+import ml_dtypes
 import networkx as nx
 import numpy as np
 
 from graphc.ir.graph import Graph, Node
-from graphc.passes.quantize_operators import LIMITERS, OPERATORS, WITH_SCALAR, Operator, Role, constant_of_one
+from graphc.passes.quantize_operators import (
+    LIMITERS,
+    OPERATORS,
+    WITH_SCALAR,
+    Operator,
+    Role,
+    constant_of_one,
+    weight_position,
+)
+from graphc.passes.quantize_schemes import FLOATS
 
 KEEP_FLOAT = "none"
 FLOAT32 = np.dtype(np.float32)
@@ -25,6 +35,8 @@ class Options(Protocol):
 
     @property
     def weights(self) -> str: ...
+    @property
+    def group(self) -> int | None: ...
     @property
     def activations(self) -> str: ...
 
@@ -87,7 +99,10 @@ def plan(
             candidates[node] = found
     units = _Grouping(graph, candidates, skipped).units()
     units = _regions(_without_islands(graph, units, skipped), skipped)
-    weight_only = tuple(node for node in skipped if _weight_alone(graph, node, options[node]))
+    alone = [node for node in skipped if _weight_alone(graph, node, options[node])]
+    beyond = {node: reason for node in alone if (reason := _beyond(graph, node, options[node].weights))}
+    skipped.update(beyond)
+    weight_only = tuple(node for node in alone if node not in beyond)
     shares = _shares(graph, units, borders)
     return Plan(tuple(units), shares, weight_only, skipped)
 
@@ -121,8 +136,10 @@ def _objections(graph: Graph, node: Node, operator: Operator, options: Options, 
     if kinds != {FLOAT32}:
         yield f"its values are {', '.join(sorted(kind.name for kind in kinds))}, not float32"
     weighted = operator.weight is not None and node.inputs[operator.weight] in graph.constants
-    if weighted and options.weights == KEEP_FLOAT:
+    if weighted and (options.weights == KEEP_FLOAT or options.weights in FLOATS):
         yield "the options ask for floating-point weights"
+    if weighted and options.group is not None:
+        yield f"its weights have a scale for every {options.group}, so their sums are floating point"
     if any(name in captured for name in node.results):
         yield "its result is read inside a subgraph"
     sources = [graph.producers[name] for name in node.inputs if name in graph.producers]
@@ -138,9 +155,20 @@ def _weight_alone(graph: Graph, node: Node, options: Options) -> bool:
     operator = OPERATORS.get(node.op)
     if node.domain or operator is None or operator.weight is None:
         return False
-    asked = options.activations == KEEP_FLOAT and options.weights != KEEP_FLOAT
     constant = graph.constant(node.inputs[operator.weight])
-    return asked and constant is not None and constant.dtype == FLOAT32 and not operator.refuse(graph, node)
+    alone = options.activations == KEEP_FLOAT or options.weights in FLOATS or options.group is not None
+    if not alone or options.weights == KEEP_FLOAT or constant is None or constant.dtype != FLOAT32:
+        return False
+    return not operator.refuse(graph, node)
+
+
+def _beyond(graph: Graph, node: Node, weights: str) -> str:
+    """Why the weights of `node` cannot be stored in the format `weights`, or the empty string."""
+    if weights not in FLOATS:
+        return ""
+    largest = float(np.abs(graph.constants[node.inputs[weight_position(node)]]).max(initial=0.0))
+    limit = float(ml_dtypes.finfo(FLOATS[weights]).max)
+    return f"its weights reach {largest:.3g}, more than {weights} holds" if largest > limit else ""
 
 
 class _Grouping:

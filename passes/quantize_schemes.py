@@ -7,9 +7,10 @@ as ONNX defines QuantizeLinear and DequantizeLinear (fp32 division, round half t
 holds zero, and zero is always exact.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -41,28 +42,68 @@ class Format:
         return (self.low + self.high + 1) // 2
 
 
+def _format(name: str, dtype: npt.DTypeLike) -> Format:
+    bounds = ml_dtypes.iinfo(np.dtype(dtype))
+    return Format(name, np.dtype(dtype), int(bounds.min), int(bounds.max))
+
+
 FORMATS: Mapping[str, Format] = {
-    "int8": Format("int8", np.dtype(np.int8), -128, 127),
-    "uint8": Format("uint8", np.dtype(np.uint8), 0, 255),
+    "int16": _format("int16", np.int16),
+    "int8": _format("int8", np.int8),
+    "uint8": _format("uint8", np.uint8),
+    "int4": _format("int4", ml_dtypes.int4),
+    "uint4": _format("uint4", ml_dtypes.uint4),
+    "int2": _format("int2", ml_dtypes.int2),
+    "uint2": _format("uint2", ml_dtypes.uint2),
 }
-"""The formats a spec can name."""
+"""The integer formats a spec can name, as ONNX stores them; those of fewer than 8 bits are packed in a model's file."""
+
+FLOATS: Mapping[str, np.dtype[np.generic]] = {
+    "fp16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+}
+"""The floating-point formats that weights can be stored in; a Cast makes float32 of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """How constant weights, as a matrix [channels, depth], become integers of `format`.
+
+    There is one scale for all of them, one for each row (`per_channel`), or one for each `group` elements of a row; the
+    last group of a row is shorter where `group` does not divide its length. `symmetric` puts zero in the middle.
+    """
+
+    format: Format
+    per_channel: bool = True
+    symmetric: bool = True
+    group: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parameters:
-    """How integers stand for floats. `scale` (fp32) and `zero_point` have shape [] or, along `axis`, [channels]."""
+    """How integers stand for floats.
+
+    `scale` (fp32) and `zero_point` have shape [] or, along `axis`, [channels]; with `group`, the shape of the tensor
+    but for `axis`, along which there is one of each for every `group` elements. As in ONNX's DequantizeLinear.
+    """
 
     format: Format
     scale: npt.NDArray[np.float32]
     zero_point: Array
     axis: int | None = None
+    group: int | None = None
 
-    def spread(self, rank: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Scale and zero point (as int64) shaped to broadcast against a tensor of `rank` dimensions."""
+    def spread(self, shape: Sequence[int]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Scale and zero point (as int64) shaped to broadcast against a tensor of `shape`."""
+        zero_point = self.zero_point.astype(np.int64)
         if self.axis is None:
-            return self.scale, self.zero_point.astype(np.int64)
-        shape = [-1 if axis == self.axis % rank else 1 for axis in range(rank)]
-        return self.scale.reshape(shape), self.zero_point.astype(np.int64).reshape(shape)
+            return self.scale, zero_point
+        axis, rank = self.axis % len(shape), len(shape)
+        if self.group is not None:
+            place = np.arange(shape[axis]) // self.group
+            return self.scale.take(place, axis), zero_point.take(place, axis)
+        ones = [-1 if i == axis else 1 for i in range(rank)]
+        return self.scale.reshape(ones), zero_point.reshape(ones)
 
 
 def affine(low: float, high: float, form: Format, symmetric: bool, subject: str) -> Parameters:
@@ -89,49 +130,71 @@ def unit_interval(form: Format) -> Parameters:
     return _parameters(form, np.float32(1.0 / (form.high - form.low + 1)), form.low)
 
 
-def symmetric_weights(weights: Floats, form: Format, axis: int | None) -> Parameters:
-    """Parameters for constant weights: zero in the middle, the largest magnitude (of each channel) at the end.
+def weight_parameters(rows: Floats, scheme: Scheme, least: Floats | float = 0.0) -> Parameters:
+    """Parameters that cover constant weights [channels, depth] from end to end, with scales of `least` ([channels]) up.
 
-    Channels of zeros take the largest scale among the others: any is exact for them, and their bias keeps a fine step.
+    Where all that shares a scale is zero, it takes the largest scale among the others: any is exact there, and the bias
+    keeps a fine step.
     """
-    magnitude = np.abs(weights.astype(np.float64))
-    axes = None if axis is None else tuple(a for a in range(weights.ndim) if a != axis % weights.ndim)
-    largest = np.asarray(magnitude.max(axis=axes, initial=0.0))
-    steps = form.high - form.middle
-    substitute = float(largest.max(initial=0.0)) or float(steps)
-    scale = np.where(largest > 0, largest, substitute) / steps
-    scale32 = np.clip(scale, SMALLEST_SCALE, LARGEST_SCALE).astype(np.float32)
-    return Parameters(form, scale32, np.full(scale32.shape, form.middle, form.dtype), axis)
+    low, high = _ends(rows.astype(np.float64), scheme)
+    form = scheme.format
+    magnitude, steps = np.maximum(-low, high), float(form.high - form.middle)
+    if not scheme.symmetric:
+        magnitude, steps = high - low, float(form.high - form.low)
+    substitute = float(magnitude.max(initial=0.0)) or steps
+    wanted = np.where(magnitude > 0, magnitude, substitute) / steps
+    floor = np.asarray(least, np.float64) if scheme.per_channel else np.max(least, initial=0.0)
+    scale = np.clip(np.maximum(wanted, floor), SMALLEST_SCALE, LARGEST_SCALE).astype(np.float32)
+    zero_point = np.full(scale.shape, form.middle)
+    if not scheme.symmetric:
+        zero_point = np.clip(np.rint(form.low - low / scale.astype(np.float64)), form.low, form.high).astype(np.int64)
+    axis = None if not scheme.per_channel else 0 if scheme.group is None else 1
+    return Parameters(form, scale, zero_point.astype(form.dtype), axis, scheme.group)
 
 
-def fit_bias(parameters: Parameters, bias: Floats, input_scale: float) -> Parameters:
-    """Weight scales raised where the bias, in steps of input scale * weight scale, would not fit int32.
-
-    `bias` is [channels]. Weights so small beside their bias hardly matter; the bias does.
+def _ends(rows: npt.NDArray[np.float64], scheme: Scheme) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The smallest and the largest of the weights that share a scale, zero included: shape [], [channels] or
+    [channels, groups].
     """
-    needed = np.abs(bias.astype(np.float64)) / (float(input_scale) * BIAS_LIMIT)
-    if parameters.axis is None:
-        needed = needed.max(initial=0.0)
-    scale = np.maximum(parameters.scale.astype(np.float64), needed)
-    if scale.shape != parameters.scale.shape:
-        raise ValueError(f"bias of {bias.shape} beside scales of {parameters.scale.shape}")
-    rounded = np.nextafter(scale.astype(np.float32), np.float32(np.inf))
-    raised = np.where(scale > parameters.scale, rounded, parameters.scale)
-    return Parameters(parameters.format, raised, parameters.zero_point, parameters.axis)
+    if not scheme.per_channel:
+        return rows.min(initial=0.0), rows.max(initial=0.0)
+    if scheme.group is None:
+        return rows.min(1, initial=0.0), rows.max(1, initial=0.0)
+    padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % scheme.group)))
+    groups = padded.reshape(rows.shape[0], -1, scheme.group)
+    return groups.min(2, initial=0.0), groups.max(2, initial=0.0)
+
+
+def round_weights(rows: Floats, scheme: Scheme, least: Floats | float = 0.0) -> tuple[Integers, Parameters]:
+    """Constant weights [channels, depth] to the nearest integers of `scheme`, and how to read them back.
+
+    Scales are at least `least`, one number for each row or for all: what the bias beside the weights needs.
+    """
+    parameters = weight_parameters(rows, scheme, least)
+    return quantize(rows, parameters), parameters
+
+
+def least_scales(bias: Floats, input_scale: float) -> npt.NDArray[np.float64]:
+    """The smallest weight scales with which `bias` [channels], in steps of input scale * weight scale, fits int32.
+
+    Weights so small beside their bias hardly matter; the bias does.
+    """
+    needed = (np.abs(bias.astype(np.float64)) / (float(input_scale) * BIAS_LIMIT)).astype(np.float32)
+    return np.where(needed > 0, np.nextafter(needed, np.float32(np.inf)), 0.0)
 
 
 def quantize(values: Floats, parameters: Parameters) -> Integers:
     """Integers of the format, exactly as ONNX QuantizeLinear rounds and saturates."""
-    scale, zero_point = parameters.spread(values.ndim)
+    scale, zero_point = parameters.spread(values.shape)
     steps = np.rint(values.astype(np.float32) / scale).astype(np.float64) + zero_point
     form = parameters.format
-    found: Integers = np.clip(steps, form.low, form.high).astype(form.dtype)
+    found: Integers = np.clip(steps, form.low, form.high).astype(np.int32).astype(form.dtype)
     return found
 
 
 def dequantize(integers: Array, parameters: Parameters) -> npt.NDArray[np.float32]:
     """Floats that the integers stand for, exactly as ONNX DequantizeLinear computes them."""
-    scale, zero_point = parameters.spread(integers.ndim)
+    scale, zero_point = parameters.spread(integers.shape)
     found: npt.NDArray[np.float32] = (integers.astype(np.int64) - zero_point).astype(np.float32) * scale
     return found
 

@@ -4,7 +4,7 @@ Names: value `v` gets `v_quantized` and `v_dequantized`, with `v_scale` and `v_z
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -12,10 +12,18 @@ import numpy.typing as npt
 
 from graphc.ir.edit import Edit
 from graphc.ir.graph import Attribute, Graph, Node
-from graphc.passes import quantize_schemes as schemes
-from graphc.passes.quantize_operators import LIMITERS, OPERATORS, Role
+from graphc.passes.quantize_operators import LIMITERS, Role, weight_position
 from graphc.passes.quantize_plan import Plan, Unit
-from graphc.passes.quantize_schemes import FORMATS, Parameters
+from graphc.passes.quantize_schemes import (
+    FLOATS,
+    Parameters,
+    Scheme,
+    least_scales,
+    quantize,
+    quantize_bias,
+    round_weights,
+)
+from graphc.passes.quantize_weights import Decoders, weights_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -26,7 +34,7 @@ class Options(Protocol):
     @property
     def weights(self) -> str: ...
     @property
-    def per_channel(self) -> bool: ...
+    def scheme(self) -> Scheme: ...
 
 
 def write(
@@ -58,7 +66,7 @@ class _Writer:
         self._unrounded: dict[str, str] = {}
         self._rounded: dict[str, str] = {}
         self._grid_names: dict[int, tuple[str, str]] = {}
-        self._decoders: dict[tuple[str, str, int | None, bytes, float], str] = {}
+        self._decoders = Decoders(self._edit)
         self._biases: dict[Unit, str] = {}
 
     def write(self) -> Graph:
@@ -75,7 +83,7 @@ class _Writer:
 
     def _constant(self, name: str) -> str:
         """A constant on the grid of the values beside it; returns its decoder."""
-        integers = schemes.quantize(self._graph.constants[name].astype(np.float64), self._grids[name])
+        integers = quantize(self._graph.constants[name].astype(np.float64), self._grids[name])
         stored = self._edit.constant(integers, f"{name}_quantized")
         return self._dequantize(name, stored, ())
 
@@ -123,8 +131,7 @@ class _Writer:
         operands = [self._operand(unit, name) for name in node.inputs]
         attributes = dict(node.attributes)
         if weight_only:
-            weights = _weights(self._graph, node, 1.0)
-            operands[_weight_position(node)] = self._weight_decoder(weights, self._weight_grid(node, weights))
+            operands[weight_position(node)] = self._stored(node)
         elif unit is not None and unit.operator.role is Role.PRODUCT and node.op not in LIMITERS:
             if node is unit.anchor:
                 self._biases[unit] = self._product(unit, operands)
@@ -150,20 +157,29 @@ class _Writer:
         integer_input = name not in self._unrounded
         return self._rounded[name] if maker is not None or integer_input else self._unrounded[name]
 
+    def _stored(self, node: Node) -> str:
+        """The decoder of weights that meet floating-point activations."""
+        weights, wanted = weights_of(self._graph, node), self._options[node].weights
+        if wanted in FLOATS:
+            return self._decoders.floats(weights, self._graph.constants[weights.name].astype(FLOATS[wanted]))
+        scheme = weights.fitted(self._options[node].scheme)
+        return self._decoders.integers(weights, *round_weights(weights.rows, scheme))
+
     def _product(self, unit: Unit, operands: list[str]) -> str:
         """Decode the weights of a product, in `operands`; returns the decoder of its bias, if it has one."""
         graph, node = self._graph, unit.anchor
         step = self._grids[unit.data[0]].scale
-        bias = self._bias(unit)
-        position = _weight_position(node)
+        bias, least = self._bias(unit), np.zeros(1)
+        position = weight_position(node)
         if node.inputs[position] in graph.constants:
-            weights = _weights(graph, node, node.get_float("alpha", 1.0))
-            grid = self._weight_grid(node, weights)
+            weights = weights_of(graph, node, node.get_float("alpha", 1.0))
             if bias is not None:
                 bias = np.broadcast_to(bias, (weights.channels,))
-                grid = schemes.fit_bias(grid, weights.per_scale(bias), float(step))
-            operands[position] = self._weight_decoder(weights, grid)
-            step = weights.per_channel(step * grid.scale)
+                least = least_scales(weights.per_scale(bias), float(step))
+            scheme = weights.fitted(self._options[node].scheme)
+            integers, parameters = round_weights(weights.rows, scheme, least)
+            operands[position] = self._decoders.integers(weights, integers, parameters)
+            step = weights.per_channel(step * parameters.scale)
         else:
             step = step * self._grids[unit.data[1]].scale
         return "" if bias is None else self._bias_decoder(unit.bias, bias, np.asarray(step, np.float32))
@@ -175,82 +191,10 @@ class _Writer:
         values: Floats = self._graph.constants[unit.bias].astype(np.float64).ravel()
         return values * unit.anchor.get_float("beta", 1.0)
 
-    def _weight_grid(self, node: Node, weights: "_Weights") -> Parameters:
-        own = self._options[node]
-        axis = weights.axis if own.per_channel else None
-        return schemes.symmetric_weights(weights.values, FORMATS[own.weights], axis)
-
-    def _weight_decoder(self, weights: "_Weights", grid: Parameters) -> str:
-        """DequantizeLinear over constant weights; one for all nodes that share weights and their grid."""
-        key = (weights.name, grid.format.name, grid.axis, grid.scale.tobytes(), weights.factor)
-        if key not in self._decoders:
-            stored = self._edit.constant(schemes.quantize(weights.values, grid), f"{weights.name}_quantized")
-            operands = [
-                stored,
-                self._edit.constant(grid.scale, f"{weights.name}_scale"),
-                # Zeros too: onnxruntime 1.31 fuses a per-channel decoder without them into a node that it then refuses.
-                self._edit.constant(grid.zero_point, f"{weights.name}_zero_point"),
-            ]
-            self._decoders[key] = self._decoder(weights.name, operands, grid.axis)
-        return self._decoders[key]
-
     def _bias_decoder(self, name: str, bias: Floats, step: npt.NDArray[np.float32]) -> str:
         """DequantizeLinear over an int32 bias whose steps are those of the sums it is added to."""
-        stored = self._edit.constant(schemes.quantize_bias(bias, step), f"{name}_quantized")
-        return self._decoder(name, [stored, self._edit.constant(step, f"{name}_scale")], 0 if step.ndim else None)
-
-    def _decoder(self, name: str, operands: Sequence[str], axis: int | None) -> str:
-        attributes: dict[str, Attribute] = {} if axis is None else {"axis": axis}
-        outputs = [self._edit.fresh(f"{name}_dequantized")]
-        near = self._graph.users[name][0]
-        return self._edit.add(
-            "DequantizeLinear", operands, attributes, name=f"{name}_dequantize", outputs=outputs, near=near
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Weights:
-    """Constant weights of a product, times `factor` (Gemm's alpha). `axis` is that of its results' channels.
-
-    A grouped ConvTranspose has `groups` times as many channels as that axis is long.
-    """
-
-    name: str
-    values: Floats
-    axis: int | None
-    channels: int
-    groups: int
-    factor: float
-
-    def per_scale(self, bias: Floats) -> Floats:
-        """A number per channel -> the largest magnitude among channels that share a scale."""
-        return np.asarray(np.abs(bias).reshape(self.groups, -1).max(axis=0))
-
-    def per_channel(self, scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """A number per scale -> one per channel (a single one stays single)."""
-        return np.tile(scale, self.groups) if scale.ndim else scale
-
-
-def _weights(graph: Graph, node: Node, factor: float) -> _Weights:
-    name = node.inputs[_weight_position(node)]
-    values = graph.constants[name].astype(np.float64) * factor
-    match node.op:
-        case "Conv":
-            return _Weights(name, values, 0, values.shape[0], 1, factor)
-        case "ConvTranspose":
-            groups = node.get_int("group", 1)
-            return _Weights(name, values, 1, values.shape[1] * groups, groups, factor)
-        case "Gemm":
-            axis = 0 if node.get_int("transB", 0) else 1
-            return _Weights(name, values, axis, values.shape[axis], 1, factor)
-    return _Weights(name, values, values.ndim - 1 if values.ndim == 2 else None, values.shape[-1], 1, factor)
-
-
-def _weight_position(node: Node) -> int:
-    position = OPERATORS[node.op].weight
-    if position is None:
-        raise ValueError(f"{node.label} has no weights")
-    return position
+        attributes: dict[str, Attribute] = {"axis": 0} if step.ndim else {}
+        return self._decoders.dequantize(name, quantize_bias(bias, step), (step,), attributes)
 
 
 def _without_factors(attributes: Mapping[str, Attribute]) -> dict[str, Attribute]:

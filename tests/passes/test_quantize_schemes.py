@@ -1,6 +1,7 @@
 """Number formats: the mathematics between floats and integers holds for every range, format and channel."""
 
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,12 +13,12 @@ from graphc.errors import InputError
 from graphc.execute import Session
 from graphc.ir.graph import Graph, Node, TensorType
 from graphc.passes import quantize_schemes as schemes
-from graphc.passes.quantize_schemes import FORMATS, LARGEST_SCALE, SMALLEST_SCALE, Format, Parameters
+from graphc.passes.quantize_schemes import FORMATS, LARGEST_SCALE, SMALLEST_SCALE, Format, Parameters, Scheme
 
 ENDS = st.floats(-1e6, 1e6, width=32)
 RANGES = st.tuples(ENDS, ENDS).map(sorted)
 FORMS = st.sampled_from([FORMATS["int8"], FORMATS["uint8"]])
-FEW_BITS = [Format(f"int{bits}", np.dtype(np.int8), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in range(2, 9)]
+EVERY_FORM = st.sampled_from(list(FORMATS.values()))
 
 
 def ends(parameters: Parameters) -> tuple[float, float]:
@@ -68,19 +69,50 @@ def test_quantizing_keeps_order(
     assert (np.diff(integers.astype(np.int64)) >= 0).all()
 
 
+SCHEMES = st.builds(
+    Scheme, EVERY_FORM, per_channel=st.just(True), symmetric=st.booleans(), group=st.sampled_from([None, 2, 3, 8, 20])
+)
+
+
 @settings(deadline=None)
-@given(arrays(np.float32, (3, 8), elements=ENDS))
-def test_more_bits_never_make_the_bound_on_the_error_of_weights_worse(
-    weights: np.ndarray[tuple[int, int], np.dtype[np.float32]],
+@given(arrays(np.float32, (3, 8), elements=ENDS), SCHEMES)
+def test_weights_come_back_within_half_a_step(
+    weights: np.ndarray[tuple[int, int], np.dtype[np.float32]], scheme: Scheme
 ) -> None:
-    scales = [schemes.symmetric_weights(weights, form, 0).scale for form in FEW_BITS]
-    for form, scale, finer in zip(FEW_BITS, scales, scales[1:], strict=False):
-        assert (finer <= scale).all()
-        back = schemes.dequantize(
-            schemes.quantize(weights, schemes.symmetric_weights(weights, form, 0)),
-            schemes.symmetric_weights(weights, form, 0),
-        )
-        assert (np.abs(back - weights) <= 0.5001 * scale[:, None] + 1e-6 * np.abs(weights)).all()
+    integers, parameters = schemes.round_weights(weights, scheme)
+    back = schemes.dequantize(integers, parameters).astype(np.float64)
+    scale, _ = parameters.spread(weights.shape)
+    # An asymmetric zero point is rounded as well, so that an end may lie half a step beyond the last integer.
+    steps = 0.5 if scheme.symmetric else 1.0
+    assert (np.abs(back - weights) <= steps * scale * (1 + 1e-3) + 1e-6 * np.abs(weights)).all()
+    assert integers.dtype == scheme.format.dtype
+
+
+@settings(deadline=None)
+@given(arrays(np.float32, (3, 8), elements=ENDS), st.booleans(), st.sampled_from([None, 2, 3]))
+def test_more_bits_never_make_the_step_of_weights_larger(
+    weights: np.ndarray[tuple[int, int], np.dtype[np.float32]], symmetric: bool, group: int | None
+) -> None:
+    forms = [FORMATS[name] for name in ("int2", "int4", "int8", "int16")]
+    coarse = [schemes.weight_parameters(weights, Scheme(form, symmetric=symmetric, group=group)) for form in forms]
+    for one, finer in pairwise(coarse):
+        # Rows of zeros take a scale that stands for nothing.
+        some = np.abs(weights).max() > 0
+        assert (finer.scale <= one.scale).all() or not some
+
+
+@settings(deadline=None)
+@given(arrays(np.float32, (4, 24), elements=st.floats(-100, 100, width=32)), st.booleans())
+def test_smaller_groups_never_have_a_larger_error_bound(
+    weights: np.ndarray[tuple[int, int], np.dtype[np.float32]], symmetric: bool
+) -> None:
+    found = []
+    for group in (None, 12, 6, 3):
+        scheme = Scheme(FORMATS["int4"], symmetric=symmetric, group=group)
+        scale, _ = schemes.weight_parameters(weights, scheme).spread(weights.shape)
+        found.append(np.where(weights == 0, 0, scale))
+    for coarse, fine in pairwise(found):
+        assert (fine <= coarse).all()
 
 
 @settings(deadline=None)
@@ -122,21 +154,21 @@ def test_probabilities_have_steps_of_one_256th() -> None:
 
 def test_channels_of_zeros_get_the_largest_scale_of_the_others() -> None:
     weights = np.float32([[0, 0], [127, -1], [0.5, 0.25]])
-    parameters = schemes.symmetric_weights(weights, FORMATS["int8"], 0)
+    parameters = schemes.weight_parameters(weights, Scheme(FORMATS["int8"]))
     np.testing.assert_allclose(parameters.scale, [1, 1, 0.5 / 127], rtol=1e-7)
     np.testing.assert_array_equal(schemes.quantize(weights, parameters), [[0, 0], [127, -1], [127, 64]])
-    assert schemes.symmetric_weights(np.zeros((2, 2)), FORMATS["int8"], None).scale == 1.0
+    assert schemes.weight_parameters(np.zeros((2, 2)), Scheme(FORMATS["int8"], per_channel=False)).scale == 1.0
 
 
 def test_unsigned_weights_stand_around_128() -> None:
-    parameters = schemes.symmetric_weights(np.float32([[-1, 0, 1]]), FORMATS["uint8"], None)
-    assert schemes.quantize(np.float32([[-1, 0, 1]]), parameters).tolist() == [[1, 128, 255]]
+    integers, _ = schemes.round_weights(np.float32([[-1, 0, 1]]), Scheme(FORMATS["uint8"], per_channel=False))
+    assert integers.tolist() == [[1, 128, 255]]
 
 
 def test_weight_scales_grow_until_the_bias_fits_int32() -> None:
     weights = np.float32([[1e-9, 0], [1, 1]])
     bias = np.array([100.0, 100.0])
-    parameters = schemes.fit_bias(schemes.symmetric_weights(weights, FORMATS["int8"], 0), bias, 0.1)
+    parameters = schemes.weight_parameters(weights, Scheme(FORMATS["int8"]), schemes.least_scales(bias, 0.1))
     steps = schemes.quantize_bias(bias, np.float32(0.1) * parameters.scale)
     assert np.abs(steps.astype(np.int64)).max() <= schemes.BIAS_LIMIT * 1.0001
     np.testing.assert_allclose(steps * (np.float32(0.1) * parameters.scale), bias, rtol=1e-6)
