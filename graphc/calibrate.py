@@ -5,107 +5,40 @@ the same order gives the same statistics, bit for bit. What was found is plain a
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from itertools import islice
+from time import monotonic
+from typing import Protocol, cast
 
 import numpy as np
 
+from graphc.collectors import Collector, collector
 from graphc.errors import InputError
 from graphc.execute import Session
 from graphc.ir.graph import Array, Graph
-from graphc.passes.protocol import AverageRange, Histogram, Observation, Range, Statistic, Statistics
+from graphc.passes.layers import Floats
+from graphc.passes.protocol import Observation, Statistics
+
+KEEP_EVERY = 20.0
+"""Seconds between two states that are kept."""
 
 
-class Collector(Protocol):
-    """Takes the values of one observation, feed by feed, and keeps what its statistic needs and no more."""
+class Kept(Protocol):
+    """Where a run keeps its state, so that one that was cut short goes on from there."""
 
-    def add(self, values: Array) -> None:
-        """Take the values of one feed: a finite array, not empty."""
+    def load(self) -> Mapping[str, Array] | None:
+        """The arrays that were saved last; None where there are none."""
 
-    def arrays(self) -> dict[str, Array]:
-        """What was found, under the names that the statistic states."""
-
-
-class RangeCollector:
-    """Smallest and largest value so far."""
-
-    def __init__(self, statistic: Range) -> None:
-        del statistic
-        self._low, self._high = np.inf, -np.inf
-
-    def add(self, values: Array) -> None:
-        self._low = min(self._low, float(values.min()))
-        self._high = max(self._high, float(values.max()))
-
-    def arrays(self) -> dict[str, Array]:
-        return {"low": np.array(self._low), "high": np.array(self._high)}
+    def save(self, state: Mapping[str, Array]) -> None: ...
 
 
-class AverageRangeCollector:
-    """Sums of each feed's smallest and largest value."""
+class Nowhere:
+    """Keeps nothing."""
 
-    def __init__(self, statistic: AverageRange) -> None:
-        del statistic
-        self._low, self._high, self._feeds = 0.0, 0.0, 0
+    def load(self) -> None:
+        return None
 
-    def add(self, values: Array) -> None:
-        self._low += float(values.min())
-        self._high += float(values.max())
-        self._feeds += 1
-
-    def arrays(self) -> dict[str, Array]:
-        feeds = self._feeds or np.nan
-        return {"low": np.array(self._low / feeds), "high": np.array(self._high / feeds)}
-
-
-class HistogramCollector:
-    """Counts in bins around zero; when a value falls outside, bins are merged in pairs until it fits.
-
-    Memory is fixed. Widths are powers of two and merging is exact, so the result is that of one pass that knew the
-    largest magnitude beforehand.
-    """
-
-    def __init__(self, statistic: Histogram) -> None:
-        self._half = statistic.bins // 2
-        self._counts = np.zeros(statistic.bins, np.int64)
-        self._exponent: int | None = None
-        self._range = RangeCollector(Range())
-
-    def add(self, values: Array) -> None:
-        self._range.add(values)
-        flat = values.ravel().astype(np.float64)
-        self._grow(float(np.abs(flat).max()))
-        if self._exponent is None:
-            self._counts[self._half] += flat.size
-            return
-        index = np.floor(np.ldexp(flat, -self._exponent)).astype(np.int64) + self._half
-        self._counts += np.bincount(index, minlength=len(self._counts))
-
-    def arrays(self) -> dict[str, Array]:
-        width = np.ldexp(1.0, self._exponent or 0)
-        return {"counts": self._counts.copy(), "width": np.array(width), **self._range.arrays()}
-
-    def _grow(self, magnitude: float) -> None:
-        """Make room for `magnitude`: half * width must exceed it. While all is zero, no width is set."""
-        if magnitude == 0:
-            return
-        needed = int(np.frexp(magnitude)[1]) - (self._half.bit_length() - 1)
-        if self._exponent is None:
-            self._exponent = needed
-        elif needed > self._exponent:
-            filled = np.flatnonzero(self._counts)
-            merged = ((filled - self._half) >> min(needed - self._exponent, 63)) + self._half
-            self._counts = np.bincount(merged, self._counts[filled], len(self._counts)).astype(np.int64)
-            self._exponent = needed
-
-
-def _collector(statistic: Statistic) -> Collector:
-    match statistic:
-        case Range():
-            return RangeCollector(statistic)
-        case AverageRange():
-            return AverageRangeCollector(statistic)
-        case Histogram():
-            return HistogramCollector(statistic)
+    def save(self, state: Mapping[str, Array]) -> None:
+        del state
 
 
 def calibrate(
@@ -115,33 +48,72 @@ def calibrate(
     *,
     threads: int | None = 1,
     progress: Callable[[int], None] = lambda _done: None,
+    kept: Kept | None = None,
 ) -> dict[Observation, dict[str, Array]]:
     """Run `graph` on every feed and return observation -> its arrays; `progress(n)` follows each feed.
 
-    A feed is one run's inputs by name. Raises InputError when there is none, when one does not fit the graph's inputs,
-    when data or an observed value holds NaN or infinity, when an observed value is unknown or not floating-point.
+    A feed is one run's inputs by name. `kept` gets the state of the run from time to time; where it has one (of the
+    same feeds and observations), what it has seen is not run again, and the result is the same.
+    Raises InputError when there is no feed, when one does not fit the graph's inputs, when data or an observed value
+    holds NaN or infinity, when an observed value is unknown or not floating-point.
     """
     if not observations:
         return {}
     values = tuple(dict.fromkeys(observation.value for observation in observations))
     _check_observable(graph, values)
-    collectors = {each: _collector(each.statistic) for each in observations}
+    collectors = {each: collector(each.statistic) for each in observations}
+    kept = kept or Nowhere()
+    done = _restore(collectors, kept.load())
     session = Session(graph, taps=values, threads=threads)
-    done = 0
-    for feed in feeds:
-        _check_finite(feed, f"calibration data, feed {done + 1}, input", "Remove or repair that sample.")
-        found = session.run(feed)
-        observed = {name: found[name] for name in values}
-        _check_finite(observed, f"calibration feed {done + 1}, value", "The model overflows on this sample.")
-        for observation, collector in collectors.items():
-            if observed[observation.value].size:
-                collector.add(observed[observation.value])
+    saved = monotonic()
+    for feed in islice(feeds, done, None):
+        _observe(session, feed, collectors, values, done + 1)
         done += 1
         progress(done)
+        if monotonic() - saved > KEEP_EVERY:
+            kept.save(_state(collectors, done))
+            saved = monotonic()
     if not done:
         raise InputError("calibration data", "is empty; statistics need at least one sample.", "Give more data.")
-    _check_seen(collectors)
-    return {observation: collector.arrays() for observation, collector in collectors.items()}
+    for observation, found in collectors.items():
+        if not found.state:
+            raise InputError(f"value '{observation.value}'", "had no element in any sample.", "Check the data.")
+    return {observation: found.arrays() for observation, found in collectors.items()}
+
+
+def _observe(
+    session: Session,
+    feed: Mapping[str, Array],
+    collectors: Mapping[Observation, Collector],
+    values: Sequence[str],
+    number: int,
+) -> None:
+    """Run one feed, the `number`-th, and hand its values to the collectors."""
+    _check_finite(feed, f"calibration data, feed {number}, input", "Remove or repair that sample.")
+    found = session.run(feed)
+    observed = {name: found[name] for name in values}
+    _check_finite(observed, f"calibration feed {number}, value", "The model overflows on this sample.")
+    for observation, each in collectors.items():
+        if observed[observation.value].size:
+            each.add(cast(Floats, observed[observation.value]))
+
+
+def _state(collectors: Mapping[Observation, Collector], done: int) -> dict[str, Array]:
+    """All that a run knows after `done` feeds, as one flat mapping."""
+    states = {
+        f"{index}|{name}": array for index, each in enumerate(collectors.values()) for name, array in each.state.items()
+    }
+    return {"done": np.array(done), **states}
+
+
+def _restore(collectors: Mapping[Observation, Collector], state: Mapping[str, Array] | None) -> int:
+    """Put the collectors into a state that was kept; returns how many feeds it has seen."""
+    if state is None:
+        return 0
+    for index, each in enumerate(collectors.values()):
+        prefix = f"{index}|"
+        each.state = {key.removeprefix(prefix): state[key].copy() for key in state if key.startswith(prefix)}
+    return int(state["done"].astype(np.int64))
 
 
 def to_arrays(statistics: Statistics) -> dict[str, Array]:
@@ -181,11 +153,3 @@ def _check_finite(arrays: Mapping[str, Array], what: str, remedy: str) -> None:
             count = int(array.size - np.isfinite(array).sum())
             problem = f"holds NaN or infinity ({count} of {array.size} elements)."
             raise InputError(f"{what} '{name}'", problem, remedy)
-
-
-def _check_seen(collectors: Mapping[Observation, Collector]) -> None:
-    """A value that never had an element has no statistics."""
-    for observation, collector in collectors.items():
-        for array in collector.arrays().values():
-            if not np.isfinite(array).all():
-                raise InputError(f"value '{observation.value}'", "had no element in any sample.", "Check the data.")

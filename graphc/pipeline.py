@@ -7,11 +7,12 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from graphc.borders import Border, border_types
-from graphc.calibrate import calibrate, from_arrays, to_arrays
+from graphc.calibrate import Kept, calibrate, from_arrays, to_arrays
 from graphc.data import Dataset
 from graphc.errors import InputError
 from graphc.execute import Session
@@ -109,14 +110,29 @@ def _statistics(step: Pass, graph: Graph, data: Data, memory: Memory, stage: Sta
     kept = memory.recall("statistics", *parts)
     if kept is not None and (found := from_arrays(wishes, _unpacked(kept))) is not None:
         return found
-    collected = _collect(graph, wishes, data.calibration, stage)
+    collected = _collect(graph, wishes, data.calibration, stage, _Half(memory, parts))
     memory.keep(_packed(to_arrays(collected)), "statistics", *parts)
     return collected
 
 
-def _collect(graph: Graph, wishes: Sequence[Observation], data: Dataset, stage: Stage) -> Statistics:
+@dataclass(frozen=True)
+class _Half:
+    """The state of a calibration under way, in `memory`: one that was cut short goes on from there."""
+
+    memory: Memory
+    parts: Sequence[Any]
+
+    def load(self) -> dict[str, Array] | None:
+        kept = self.memory.recall("calibration", *self.parts)
+        return None if kept is None else _unpacked(kept)
+
+    def save(self, state: Mapping[str, Array]) -> None:
+        self.memory.keep(_packed(state), "calibration", *self.parts)
+
+
+def _collect(graph: Graph, wishes: Sequence[Observation], data: Dataset, stage: Stage, kept: Kept) -> Statistics:
     feeds = (batch.feeds for batch in data)
-    return calibrate(graph, wishes, feeds, progress=lambda done: stage("", done / len(data)))
+    return calibrate(graph, wishes, feeds, progress=lambda done: stage("", done / len(data)), kept=kept)
 
 
 def _judge(graphs: Sequence[Graph], data: Data, memory: Memory, progress: Progress) -> list[Quality | None]:

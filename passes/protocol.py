@@ -63,7 +63,52 @@ class Histogram:
     bins: int = 8192
 
 
-Statistic = Range | AverageRange | Histogram
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """How a value becomes the rows [groups, n, K] of a matrix product; passes/layers.py says which fit a node.
+
+    Without `kernel` each run of the last axis is a row, cut into `groups` parts. With it, each place of the window is a
+    row (im2col) of the channels of a group [C / groups, *kernel], flattened; `pads` are begins, then ends.
+    """
+
+    groups: int = 1
+    kernel: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Gram:
+    """Second moments of a layer's input X [groups, n, K]: `gram` = X^T X [groups, K, K], `total` = sum of rows
+    [groups, K], both float64, and `count` = n (int64). The batching of the data changes no bit of them.
+    """
+
+    rows: Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Per channel (index along `axis`): float64 [channels] `low`, `high`, `mean`, `magnitude` (mean |x|), `energy`
+    (mean x^2), and `count` (int64) of the elements in each.
+    """
+
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """`sample`: up to `count` rows [groups, count, K] (float32) of a layer's input, each row equally likely, in order.
+
+    Chosen by a hash of `seed` and a row's number, so the batching of the data changes nothing.
+    """
+
+    rows: Rows
+    count: int = 1024
+    seed: int = 0
+
+
+Statistic = Range | AverageRange | Histogram | Gram | Moments | Sample
 """What can be observed of a value; each kind says which arrays it yields. graphc.calibrate collects them in one run."""
 
 

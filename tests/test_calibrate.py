@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import parser
 
-from graphc.calibrate import HistogramCollector, calibrate, from_arrays, to_arrays
+from graphc.calibrate import calibrate, from_arrays, to_arrays
+from graphc.collectors import HistogramCollector
 from graphc.errors import InputError
 from graphc.importer import load
 from graphc.ir.graph import Graph
