@@ -1,0 +1,164 @@
+"""Accuracy after 8-bit quantization: graphc's compiled artifacts beside onnxruntime's quantizer and NNCF.
+
+    python -m tests.bench.accuracy [--model NAME ...] [--method NAME ...] [--rows N] [--json FILE]
+
+Same calibration rows, same test rows (tests/bench/tasks.py), one thread. Every result is kept in build/accuracy as soon
+as it is known, so a run that was cut short goes on; --again measures anew. A loss beyond what is stated ends in exit 1.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from tests.bench.quantizers import (
+    QUANTIZED,
+    Array,
+    Model,
+    Run,
+    nncf_environment,
+    of_onnx,
+    with_graphc,
+    with_nncf,
+    with_onnxruntime,
+)
+from tests.bench.tasks import TASKS, Figures, Rows, Task, reconstruction
+from tests.conftest import find_shared
+
+KEPT = Path("build/accuracy")
+PEERS = ("onnxruntime MinMax", "onnxruntime Entropy", "onnxruntime Percentile", "nncf")
+FLOAT = "float"
+GRAPHC: Mapping[str, list[Mapping[str, Any]]] = {
+    "graphc": [{**QUANTIZED, "calibrate": "mse"}],
+    "graphc minmax": [{**QUANTIZED, "calibrate": "minmax"}],
+    "graphc entropy": [{**QUANTIZED, "calibrate": "entropy"}],
+}
+"""What a spec says after `fold`. The first is the one that is compared; the others show what its options give."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One model of the comparison, with its rows at hand; `limit` is the number of test rows used."""
+
+    name: str
+    task: Task
+    model: Model
+    rows: Rows
+    nncf: Path
+
+    @classmethod
+    def of(cls, name: str, data: Path, limit: int | None, nncf: Path) -> "Bench":
+        task, rows = TASKS[name], TASKS[name].rows(data)
+        if limit is not None:  # spread evenly: CIFAR's rows are sorted by class
+            chosen = np.linspace(0, len(rows.test) - 1, min(limit, len(rows.test))).astype(int)
+            rows = Rows(rows.calibration, rows.test[chosen], None if rows.labels is None else rows.labels[chosen])
+        path = data / "models" / task.model
+        given = onnx.load(path).graph.input[0]
+        dims = [dim.dim_value or 1 for dim in given.type.tensor_type.shape.dim]
+        folder = KEPT / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(
+            name, task, Model(path, given.name, tuple(dims), folder, rows.calibration, task.transformer), rows, nncf
+        )
+
+    def figures(self, method: str, again: bool) -> Figures:
+        """How good `method` is here: remembered, or measured on every test row."""
+        # The options decide; graphc's own code does too, so what it made is part of the key.
+        kept = KEPT / f"{self.name}-{sha256(repr((method, len(self.rows.test))).encode()).hexdigest()[:12]}.json"
+        if kept.exists() and not again:
+            found: dict[str, float] = json.loads(kept.read_text())
+            return found
+        outputs = self._outputs(self._run(method))
+        score = self.task.score if self.name != "autoencoder" else reconstruction(self.rows.test)
+        figures = {**score(outputs, self._reference(outputs, method), self.rows.labels)}
+        kept.write_text(json.dumps(figures))
+        return figures
+
+    def _reference(self, outputs: Array, method: str) -> Array:
+        """The float model's outputs, computed once."""
+        path = self.model.folder / f"float-{len(self.rows.test)}.npy"
+        if not path.exists():
+            np.save(path, outputs if method == FLOAT else self._outputs(of_onnx(self.model.path)))
+        found: Array = np.load(path)
+        return found
+
+    def _outputs(self, run: Run) -> Array:
+        return np.concatenate([np.asarray(run(row)).reshape(1, -1) for row in self.rows.test])
+
+    def _run(self, method: str) -> Run:
+        if method in GRAPHC:
+            return with_graphc(self.model, method, GRAPHC[method])
+        if method == FLOAT:
+            return of_onnx(self.model.path)
+        if method == "nncf":
+            return with_nncf(self.model, nncf_environment(self.nncf))
+        return with_onnxruntime(self.model, method.split()[1])
+
+    def verdict(self, found: Mapping[str, Figures]) -> str:
+        """Why graphc's first result is not good enough; empty where it is."""
+        sign = 1 if self.task.higher else -1
+        values = {method: sign * next(iter(figures.values())) for method, figures in found.items()}
+        own = values["graphc"]
+        few = len(self.rows.test) < 1500 and self.rows.labels is not None
+        room = 300 / len(self.rows.test) if few else 0.2
+        peers = [value for method, value in values.items() if method in PEERS and np.isfinite(value)]
+        problems = []
+        if peers and own < max(peers) - room - 1e-9:
+            problems.append(f"{max(peers) - own:.2f} below the best peer (room: {room:.2f})")
+        if self.task.drop is not None and own < values[FLOAT] - self.task.drop - 1e-9:
+            problems.append(f"{values[FLOAT] - own:.2f} below float (room: {self.task.drop})")
+        return "; ".join(problems)
+
+
+def table(found: Mapping[str, Mapping[str, Figures]], methods: Sequence[str]) -> str:
+    """Markdown: a line per model, a column per method; the figure that decides."""
+    lines = ["| model | " + " | ".join(methods) + " |", "|---|" + "---:|" * len(methods)]
+    for name, figures in found.items():
+        cells = [_shown(figures.get(method)) for method in methods]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _shown(figures: Figures | None) -> str:
+    return "" if figures is None else " / ".join(f"{value:.2f}" for value in list(figures.values())[:1])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--method", nargs="+", choices=(FLOAT, *GRAPHC, *PEERS), default=[FLOAT, *GRAPHC, *PEERS])
+    parser.add_argument("--rows", type=int, help="so many test rows, spread evenly (default: all)")
+    parser.add_argument("--json", type=Path, help="write all figures there")
+    parser.add_argument("--nncf", type=Path, default=Path("build/nncf"), help="environment with nncf; made if missing")
+    parser.add_argument("--again", action="store_true", help="measure anew what is remembered")
+    given = parser.parse_args()
+    data = find_shared()
+    if data is None:
+        print("../shared/data is absent: nothing to measure on", file=sys.stderr)
+        return 2
+    found: dict[str, dict[str, Figures]] = {}
+    missed = []
+    for name in given.model:
+        bench = Bench.of(name, data, given.rows, given.nncf)
+        found[name] = {}
+        for method in given.method:
+            found[name][method] = bench.figures(method, given.again)
+            print(f"{name}: {method}: {dict(found[name][method])}", file=sys.stderr, flush=True)
+        if {FLOAT, "graphc"} <= found[name].keys() and (problem := bench.verdict(found[name])):
+            missed.append(f"{name}: {problem}")
+    print(table(found, given.method))
+    print(*missed, sep="\n")
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=1))
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
