@@ -19,6 +19,7 @@ from graphc.backends.cache import Cache, key
 from graphc.backends.integer import integerize
 from graphc.backends.program import Program
 from graphc.backends.targets import Target
+from graphc.backends.toolchain import Toolchain
 from graphc.backends.worker import Job, Server, Watcher, note
 from graphc.borders import input_grids, output_grids
 from graphc.errors import UnsupportedError
@@ -46,21 +47,36 @@ def build_target(
     if kept is not None:
         unpack(kept, folder)
         return artifact.read(folder)
+    manifest = build_uncached(graph, target, folder, server, cache, tools, progress=progress)
+    cache.put(name, pack(folder))
+    return manifest
+
+
+def build_uncached(
+    graph: Graph,
+    target: Target,
+    folder: Path,
+    server: Server,
+    cache: Cache,
+    tools: Toolchain,
+    *,
+    progress: Progress = silent,
+) -> Manifest:
+    """`build_target` with the C compiler `tools`, and nothing but kernels cached."""
     from graphc.backends.decompose import decompose  # here, as below
 
     grids = {**input_grids(graph), **output_grids(graph)}
     quantization = {name: Quantization(grid.scale, grid.zero_point) for name, grid in grids.items()}
-    manifest = build_integerized(
+    return build_integerized(
         integerize(decompose(graph, kernels=True)),
         target,
         folder,
         server,
         cache,
+        tools,
         quantization=quantization,
         progress=progress,
     )
-    cache.put(name, pack(folder))
-    return manifest
 
 
 def build_integerized(
@@ -69,11 +85,12 @@ def build_integerized(
     folder: Path,
     server: Server,
     cache: Cache,
+    tools: Toolchain,
     *,
     quantization: Mapping[str, Quantization] = MappingProxyType({}),
     progress: Progress = silent,
 ) -> Manifest:
-    """`build_target` for a graph in the integer arithmetic, of which only the kernels are cached."""
+    """`build_uncached` for a graph in the integer arithmetic."""
     from graphc.backends.decompose import decompose
     from graphc.backends.emit import emit  # here, because a build that is cached whole needs none of it
     from graphc.backends.kernels import compile_kernels
@@ -83,7 +100,6 @@ def build_integerized(
     program = _lowered(decompose(graph, kernels=True), target, server, progress)
     memory = plan(program)
     code = compile_kernels(program, target, cache, server, _watching(progress, "compile kernels"))
-    tools = toolchain.find(target.triple, cache.folder)
     progress("link", 0.0)
     manifest = emit(
         program, memory, code, folder, target=target, toolchain=tools, quantization=quantization, cache=cache

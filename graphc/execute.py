@@ -9,12 +9,12 @@ saturate between products (`session.x64quantprecision`).
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
 
+from graphc import ort
 from graphc.errors import InputError, UnsupportedError
 from graphc.exporter import to_model
 from graphc.ir.graph import Array, Graph, TensorType, bits_of
@@ -50,7 +50,7 @@ class Session:
         if self._computed:
             try:
                 found = self._session.run(list(self._computed), given)
-            except _refusals() as error:
+            except ort.refusals() as error:
                 raise UnsupportedError("onnxruntime", f"fails to run this graph: {_first_line(error)}") from error
             values.update(zip(self._computed, found, strict=True))
         return {name: values[name] for name in self._wanted}
@@ -118,8 +118,7 @@ def _check_feed(name: str, kind: TensorType, array: Array) -> None:
 
 
 def _options(optimize: bool, threads: int | None) -> Any:
-    import onnxruntime  # here and below: 0.1 s that a build with everything cached does not spend
-
+    onnxruntime = ort.onnxruntime()
     options = onnxruntime.SessionOptions()
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
@@ -134,8 +133,6 @@ def _options(optimize: bool, threads: int | None) -> Any:
 
 def _session(graph: Graph, options: Any) -> Any:
     """Load `graph`; large constants stay where they are, so that its size has no limit."""
-    import onnxruntime
-
     large = {name: array for name, array in graph.constants.items() if _lies_beside(array)}
     small = {name: array for name, array in graph.constants.items() if name not in large}
     model = to_model(replace(graph, constants=small))
@@ -147,8 +144,10 @@ def _session(graph: Graph, options: Any) -> Any:
     if large:
         options.add_external_initializers(list(large), [_ort_value(array) for array in large.values()])
     try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except _refusals() as error:
+        return ort.onnxruntime().InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except ort.refusals() as error:
         remedy = "It cannot serve as the reference; replace the operator it names."
         raise UnsupportedError("onnxruntime", f"refuses this graph: {_first_line(error)}", remedy) from error
 
@@ -158,25 +157,12 @@ def _lies_beside(array: Array) -> bool:
 
 
 def _ort_value(array: Array) -> Any:
-    import onnxruntime
-
+    values = ort.onnxruntime().OrtValue
     array = np.require(array, requirements="C")
     if array.dtype.isbuiltin == 1:  # a type of numpy's own
-        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+        return values.ortvalue_from_numpy(array)
     storage = array.view(np.dtype(f"u{array.dtype.itemsize}"))
-    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
-        storage, helper.np_dtype_to_tensor_dtype(array.dtype)
-    )
-
-
-@cache
-def _refusals() -> tuple[type[Exception], ...]:
-    """What onnxruntime raises for a model or a run it cannot do; its classes share no base of their own."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
-    found: dict[str, Any] = vars(state)
-    return tuple(found[name] for name in names)
+    return values.ortvalue_from_numpy_with_onnx_type(storage, helper.np_dtype_to_tensor_dtype(array.dtype))
 
 
 def _first_line(error: Exception) -> str:

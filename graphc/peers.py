@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from graphc import ort
 from graphc.errors import InputError, ToolchainError, UnsupportedError
 from graphc.ir.graph import Array
 
@@ -38,9 +39,7 @@ def start(name: str, model: Path, feeds: Mapping[str, Array], threads: int) -> R
 
 
 def _onnxruntime(model: Path, feeds: Mapping[str, Array], threads: int) -> Run:
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
+    onnxruntime = ort.onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -56,7 +55,7 @@ def _onnxruntime(model: Path, feeds: Mapping[str, Array], threads: int) -> Run:
         names = [output.name for output in session.get_outputs()]
         for name, array in zip(names, session.run(names, dict(feeds)), strict=True):
             binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
-    except (state.Fail, state.NotImplemented, state.InvalidArgument, state.InvalidGraph) as error:
+    except ort.refusals() as error:
         raise UnsupportedError(f"onnxruntime: {model}", f"cannot run it: {_first_line(error)}.") from error
     return lambda: session.run_with_iobinding(binding)
 

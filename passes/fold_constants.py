@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from graphc import ort
 from graphc.exporter import to_model
 from graphc.ir.edit import Edit
 from graphc.ir.graph import Array, Graph, Node, TensorType
@@ -144,14 +145,10 @@ def evaluate(node: Node, operands: Mapping[str, Array], types: Mapping[str, Tens
 
 def _onnxruntime(model: bytes, wanted: list[str], operands: Mapping[str, Array]) -> list[Array] | None:
     """It speaks numpy's own types only: no bfloat16, no integers of 4 bits."""
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    no_kernel = (state.NotImplemented, state.InvalidGraph, state.InvalidArgument, state.Fail, state.RuntimeException)
     try:
-        session = onnxruntime.InferenceSession(model, _options(), providers=["CPUExecutionProvider"])
+        session = ort.onnxruntime().InferenceSession(model, _options(), providers=["CPUExecutionProvider"])
         found: list[Array] = session.run(wanted, dict(operands))
-    except no_kernel:
+    except ort.refusals():
         return None
     return found
 
@@ -177,8 +174,7 @@ def _model(node: Node, operands: Mapping[str, Array], types: Mapping[str, Tensor
 @cache
 def _options() -> Any:
     """One thread, no rewriting, no messages: a kernel that is missing is not the user's concern."""
-    import onnxruntime
-
+    onnxruntime = ort.onnxruntime()
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -1,10 +1,13 @@
 """Where tests find what does not ship with the project."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.golden import Golden
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for the tests that import onnxruntime themselves; see graphc.ort
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 

@@ -21,6 +21,7 @@ anywhere between."""
 ALLOWED = {
     "yaml": {"graphc.spec"},
     "tvm": {"graphc.backends"},
+    "onnxruntime": {"graphc.ort"},
     "openvino": {"graphc.peers"},
     "rich": {"graphc.terminal"},
     "typer": {"graphc.cli"},

@@ -8,19 +8,14 @@ from typing import Any
 
 import numpy as np
 import onnx.parser
-import onnxruntime  # noqa: F401 (what fold computes constants with: once for all children)
 
+from graphc import ort
 from graphc.backends import toolchain
+from graphc.backends.build import build_uncached
 from graphc.backends.cache import Cache, default_folder
-from graphc.backends.decompose import decompose
-from graphc.backends.emit import emit
-from graphc.backends.integer import integerize
-from graphc.backends.kernels import compile_kernels
-from graphc.backends.lower import lower
-from graphc.backends.plan import plan
 from graphc.backends.targets import resolve
-from graphc.backends.toolchain import COMPILE, Toolchain
-from graphc.backends.worker import Job, note
+from graphc.backends.toolchain import Toolchain
+from graphc.backends.worker import Job, Server, Watcher
 from graphc.importer import load
 from graphc.ir import Graph
 from graphc.passes.fold import fold
@@ -31,23 +26,19 @@ TARGET = resolve({"cpu": "x86-64-v3"})
 
 
 class Quick(Toolchain):
-    """Compiles the generated C without optimization: it runs once, the kernels are what takes time."""
+    """Compiles the generated C without optimization or warnings, archives nothing: it runs once, from the library."""
 
-    def compile(self, source: str, output: str, folder: Path, flags: Sequence[str] = COMPILE) -> None:
-        super().compile(source, output, folder, ["-O0" if flag == "-O2" else flag for flag in flags])
+    def compile(self, source: str, output: str, folder: Path, flags: Sequence[str] = ()) -> None:
+        super().compile(source, output, folder, ("-O0", "-w", "-fPIC"))
 
-
-class Wrong(Exception):  # noqa: N818 (an answer, not an error)
-    """A result differs from what the case expects."""
-
-
-TOOLS = Quick(**vars(toolchain.find(TARGET.triple, default_folder())))
+    def archive(self, objects: Sequence[str], output: str, folder: Path) -> None:
+        (folder / output).touch()
 
 
-class Here:
-    """Stands in for the compile server in a process that is its child already."""
+class Here(Server):
+    """Runs jobs in this process, which is a child of a compile server already."""
 
-    def outcomes(self, jobs: Sequence[Job], progress: object = None) -> Generator[tuple[int, Any]]:
+    def outcomes(self, jobs: Sequence[Job], progress: Watcher | None = None) -> Generator[tuple[int, Any]]:
         yield from ((index, _call(job)) for index, job in enumerate(jobs))
 
 
@@ -57,12 +48,15 @@ def _call(job: Job) -> Any:
     return function(*job.arguments)
 
 
+TOOLS = Quick(**vars(toolchain.find(TARGET.triple, default_folder())))
+
+
 def attempt(case: Case, cache: Path) -> str:
     """Build, run and compare. Returns what differs, the empty string where nothing does; raises as a build does."""
     shapes = {name: np.shape(value) for name, value in case.inputs.items() if isinstance(value, np.ndarray)}
     graph = fold(load(case.model, shapes, allow_nan=True))
     with TemporaryDirectory() as temporary:
-        build(graph, Path(temporary) / "artifact", Cache(cache))
+        build(graph, Path(temporary) / "artifact", cache)
         with Runner(Path(temporary) / "artifact") as runner:
             results = runner(**case.inputs)
     if not isinstance(results, dict):
@@ -70,11 +64,9 @@ def attempt(case: Case, cache: Path) -> str:
     return _difference(case, results)
 
 
-def build(graph: Graph, folder: Path, cache: Cache) -> None:
-    """As graphc.backends.build does it, in this process."""
-    program = lower(decompose(integerize(graph)), TARGET, note)
-    objects = compile_kernels(program, TARGET, cache, Here())  # type: ignore[arg-type]
-    emit(program, plan(program), objects, folder, target=TARGET, toolchain=TOOLS)
+def build(graph: Graph, folder: Path, cache: Path) -> None:
+    """As `graphc build` does it."""
+    build_uncached(graph, TARGET, folder, Here(), Cache(cache), TOOLS)
 
 
 def _difference(case: Case, results: dict[str, Any]) -> str:
@@ -92,12 +84,13 @@ def _difference(case: Case, results: dict[str, Any]) -> str:
 
 
 def _warm() -> None:
-    """Import and initialise, once for all children, what every case needs."""
+    """Import and initialise, once for all children, what every case needs; fold computes constants with onnxruntime."""
+    ort.onnxruntime()
     model = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 17]> warm (float[4] x) => (float[4] y) { y = Exp(x) }'
     )
     with TemporaryDirectory() as temporary:
-        build(fold(load(model)), Path(temporary) / "artifact", Cache(Path(temporary) / "cache"))
+        build(fold(load(model)), Path(temporary) / "artifact", Path(temporary) / "cache")
 
 
 _warm()
