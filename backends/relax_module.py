@@ -55,6 +55,7 @@ _ROOMS = (
     "compute_reduce",
     "compute_recurrent",
     "compute_norm",
+    "compute_roi",
 )
 
 

@@ -42,6 +42,10 @@ SHAPING: Mapping[str, str] = {
 }
 """Operator -> its operands (as onnx calls them) that decide shapes or the structure of the computation."""
 
+WRONG = "wrong values"
+ROUNDED = "its smallest values differ by the rounding of the largest ones, for which the case leaves no room."
+"""What becomes of a case whose results are not those expected."""
+
 
 @dataclass(frozen=True)
 class Case:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from graphc.backends.worker import Job, Server
 from graphc.errors import GraphcError, InternalError
-from tests.conformance.cases import Case
+from tests.conformance.cases import ROUNDED, Case
 
 SECONDS = 60.0
 """What a case may take."""
@@ -25,7 +25,7 @@ BUG = "bug: "
 class Outcome:
     """`reason` is empty for a case that passes; `bound` says whether with inputs that decide shapes as constants.
 
-    `broken`: not refused by a clear error, but wrong, crashed or hung.
+    `broken`: not refused by a clear error, nor a matter of rounding, but wrong, crashed or hung.
     """
 
     name: str
@@ -62,7 +62,7 @@ def _once(cases: Sequence[Case], bound: bool, server: Server, cache: Path) -> di
 
 def _outcome(name: str, result: str | GraphcError, bound: bool) -> Outcome:
     if isinstance(result, str):
-        return Outcome(name, result, bound, bool(result))
+        return Outcome(name, result, bound, result not in ("", ROUNDED))
     text = " ".join(result.problem.split())
     return Outcome(name, text[:LONGEST], bound, isinstance(result, InternalError))
 
