@@ -6,6 +6,7 @@ Sums are exact in int32 (whoever builds a node proves that they fit, with `MAX_S
                  float32(sum) and rint round half to even; one float32 multiply. `low - zp` and `high - zp` are small
                  integers, exact in float32: clamping before the conversion equals clamping after it for every sum
                  and scale, and the conversion never overflows.
+    rescale      y = float32(sum) * scale: a product whose result stays in floating point, its bias in the sum
     add          y = clamp((((a - az) * am + (b - bz) * bm + (1 << (shift - 1))) >> shift) + zp, low, high)
                  all in int32 with an arithmetic shift: rounds half up. `add_multipliers` chooses am, bm and shift.
     table        y = table[x - smallest value of x's type]
@@ -78,9 +79,16 @@ class Window:
 
 
 def requantize(sums: Numbers, scale: Numbers, result: Result) -> Numbers:
-    """Sums to stored integers; `scale` (float32) broadcasts against them."""
-    scaled = np.rint(sums.astype(np.float32) * scale.astype(np.float32))
-    clamped = np.clip(scaled, np.float32(result.low - result.zero_point), np.float32(result.high - result.zero_point))
+    """Sums to stored integers, or to the floats that they stand for where the result is float32.
+
+    `scale` (float32) broadcasts against them.
+    """
+    scaled = np.asarray(sums.astype(np.float32) * scale.astype(np.float32))
+    if result.dtype == np.float32:
+        return scaled
+    clamped = np.clip(
+        np.rint(scaled), np.float32(result.low - result.zero_point), np.float32(result.high - result.zero_point)
+    )
     return np.asarray(clamped.astype(np.int32) + np.int32(result.zero_point)).astype(result.dtype)
 
 

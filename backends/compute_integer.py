@@ -14,7 +14,7 @@ from tvm import te, tirx
 from graphc.backends import compute_conv, compute_matmul
 from graphc.backends.compute_decode import limits
 from graphc.backends.compute_pool import counts, pool_window, window_sum
-from graphc.backends.dot import Dot, dot_product
+from graphc.backends.dot import DOTS, Dot, dot_product
 from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
 from graphc.backends.tiles import channel_block
 from graphc.errors import UnsupportedError
@@ -24,11 +24,15 @@ DOMAIN = "graphc.integer"
 
 
 def requantized(state: Lowering, node: Node, sums: Any, scale: Any) -> Any:
-    """clamp(rint(float32(sums) * scale), y_min - zp, y_max - zp) + zp as the result's type."""
+    """clamp(rint(float32(sums) * scale), y_min - zp, y_max - zp) + zp as the result's type; float32(sums) * scale
+    where that is float32.
+    """
     zero_point = node.get_int("y_zero_point", 0)
     low, high = node.get_int("y_min", 0) - zero_point, node.get_int("y_max", 0) - zero_point
-    scaled = tirx.nearbyint(sums.astype("float32") * scale)
-    clamped = tirx.min(tirx.max(scaled, tirx.const(low, "float32")), tirx.const(high, "float32"))
+    scaled = sums.astype("float32") * scale
+    if state.type(node.outputs[0]).dtype.name == "float32":
+        return scaled
+    clamped = tirx.min(tirx.max(tirx.nearbyint(scaled), tirx.const(low, "float32")), tirx.const(high, "float32"))
     stored = clamped.astype("int32") + tirx.const(zero_point, "int32")
     return stored.astype(state.type(node.outputs[0]).dtype.name)
 
@@ -125,50 +129,86 @@ def conv_transpose(state: Lowering, node: Node) -> Sequence[Any]:
 
 @computes(DOMAIN, "MatMul")
 def matmul(state: Lowering, node: Node) -> Sequence[Any]:
-    """y = requantize(bias + sum (a - a_zp) * (b - b_zp)); b is constant, or an activation with one zero point."""
+    """y = requantize(bias + sum (a - a_zp) * (b - b_zp)); b is constant, or an activation with one zero point.
+
+    Kernels add up plain products a * (b - b_zp): what a_zp takes off is the same for all rows, and joins the bias.
+    """
     a, b = (state.type(name).dims for name in node.inputs[:2])
     if len(a) < 2 or len(b) < 2:
         raise UnsupportedError(node.label, "integer products of vectors.", "Reshape the operands to matrices.")
     output = state.type(node.outputs[0]).dims
-    product = compute_matmul.Product(
-        tuple(np.broadcast_shapes(a[:-2], b[:-2])),
-        a[-2],
-        a[-1],
-        b[-1],
-        channel_block(state.target, b[-1]),
-    )
-    zero_points = (node.get_int("a_zero_point", 0), node.get_int("b_zero_point", 0))
-    offsets = _per_channel(_constant(state, node, 2), b[-1]) if node.inputs[2] else np.zeros(b[-1], np.int32)
-    weights = state.constant(node.inputs[1])
-    if weights is not None and len(b) == 2:
-        weights = _centered_weights(state, node, 4, 1)
-        dot = dot_product(state.target, weights.dtype, a[-1], a[-2])
-        if a[-1] % dot.step == 0:
-            product = dataclasses.replace(product, step=dot.step, dot=dot.kind)
-        shift = dot.shift(state.type(node.inputs[0]).dtype) if product.step > 1 else 0
-        weights = weights.astype(dot.weights if product.step > 1 else weights.dtype)
-        offsets = (offsets - (zero_points[0] + shift) * weights.astype(np.int64).sum(axis=0)).astype(np.int32)
-        right, zero_points = state.parameter(compute_matmul.pack(product, weights), node.inputs[1]), (-shift, 0)
-    elif weights is not None:
-        weights = _centered_weights(state, node, 4, len(b) - 1)
-        right, zero_points = state.parameter(compute_matmul.pack(product, weights), node.inputs[1]), (zero_points[0], 0)
+    batch = tuple(np.broadcast_shapes(a[:-2], b[:-2]))
+    product = compute_matmul.Product(batch, a[-2], a[-1], b[-1], channel_block(state.target, b[-1]))
+    if state.constant(node.inputs[1]) is not None:
+        product, right, offsets, shift = _constant_right(state, node, product)
     else:
-        packed = lambda t: compute_matmul.packed_on_the_fly(product, t)  # noqa: E731
-        right = state.emit(packed, state.value(node.inputs[1]), name="pack", pattern=OPAQUE)
+        product, right, offsets = _computed_right(state, node, product)
+        shift = 0
     scale = state.parameter(_per_channel(_constant(state, node, 3), b[-1]), node.inputs[3])
-    operands = [state.value(node.inputs[0]), right]
-    bias = [state.parameter(offsets, node.inputs[2] or "zero_bias")] if offsets.any() else []
 
-    def define(x: te.Tensor, w: te.Tensor, scale: te.Tensor, *bias: te.Tensor) -> te.Tensor:
-        acc = compute_matmul.accumulate(product, x, w, "int32", zero_points=zero_points)
+    def define(x: te.Tensor, w: te.Tensor, scale: te.Tensor, *offsets: te.Tensor) -> te.Tensor:
+        acc = compute_matmul.accumulate(product, x, w, "int32", shift=shift)
 
         def element(*i: Any) -> Any:
             sums = compute_matmul.sum_at(product, acc, i)
-            return requantized(state, node, sums + bias[0][i[-1]] if bias else sums, scale[i[-1]])
+            if offsets:
+                sums = sums + _broadcast(offsets[0], (*i[:-2], i[-1]))
+            return requantized(state, node, sums, scale[i[-1]])
 
         return te.compute(output, element, name="out")
 
-    return [state.emit(define, *operands, scale, *bias, name="matmul_int8", pattern=OUT_FUSIBLE)]
+    operands = [state.value(node.inputs[0]), right, scale, *offsets]
+    return [state.emit(define, *operands, name="matmul_int8", pattern=OUT_FUSIBLE)]
+
+
+def _column_bias(state: Lowering, node: Node, columns: int) -> Array:
+    return _per_channel(_constant(state, node, 2), columns) if node.inputs[2] else np.zeros(columns, np.int32)
+
+
+def _constant_right(
+    state: Lowering, node: Node, product: compute_matmul.Product
+) -> tuple[compute_matmul.Product, Any, list[Any], int]:
+    """(product, packed weights, what is added to its sums if anything, the instruction's shift)."""
+    weights = _centered_weights(state, node, 4, len(state.type(node.inputs[1]).dims) - 1)
+    shift = 0
+    if weights.ndim == 2:
+        dot = dot_product(state.target, weights.dtype, product.inner, product.rows)
+        if product.inner % dot.step == 0:
+            product = dataclasses.replace(product, step=dot.step, dot=dot.kind)
+            shift = dot.shift(state.type(node.inputs[0]).dtype) if dot.step > 1 else 0
+            weights = weights.astype(dot.weights if dot.step > 1 else weights.dtype)
+    taken = (node.get_int("a_zero_point", 0) + shift) * weights.astype(np.int64).sum(axis=-2)
+    offsets = (_column_bias(state, node, product.columns) - taken).astype(np.int32)
+    right = state.parameter(compute_matmul.pack(product, weights), node.inputs[1])
+    return product, right, [state.parameter(offsets, node.inputs[2] or "offsets")] if offsets.any() else [], shift
+
+
+def _computed_right(
+    state: Lowering, node: Node, product: compute_matmul.Product
+) -> tuple[compute_matmul.Product, Any, list[Any]]:
+    """(product, packed b - b_zp, what is added to its sums if anything); b_zp makes 9 bits of 8, hence int16."""
+    if state.target.family == "x86" and product.inner % DOTS["madd"].step == 0:
+        product = dataclasses.replace(product, step=DOTS["madd"].step, dot="madd")
+    b, zero_point = state.value(node.inputs[1]), node.get_int("b_zero_point", 0)
+    packed = lambda t: compute_matmul.packed_on_the_fly(product, t, centered=("int16", zero_point))  # noqa: E731
+    right = state.emit(packed, b, name="pack", pattern=OPAQUE)
+    a_zero_point, bias = node.get_int("a_zero_point", 0), _column_bias(state, node, product.columns)
+    if not a_zero_point:
+        return product, right, [state.parameter(bias, node.inputs[2])] if bias.any() else []
+
+    def taken(b: te.Tensor, bias: te.Tensor) -> te.Tensor:
+        *batch, inner, columns = b.shape
+        k = te.reduce_axis((0, inner), "k")
+        sums = te.compute(
+            (*batch, columns),
+            lambda *i: te.sum(centered(b[(*i[:-1], k, i[-1])], zero_point), axis=k),
+            name="column_sums",
+        )
+        by = tirx.const(a_zero_point, "int32")
+        return te.compute(sums.shape, lambda *i: bias[i[-1]] - sums[i] * by, name="offsets")
+
+    offsets = state.emit(taken, b, state.parameter(bias, node.inputs[2] or "bias"), name="offsets", pattern=OPAQUE)
+    return product, right, [offsets]
 
 
 def _broadcast(tensor: te.Tensor, i: Sequence[Any]) -> Any:

@@ -67,34 +67,39 @@ def pack(product: Product, b: Array) -> Array:
     return np.ascontiguousarray(runs)
 
 
-def packed_on_the_fly(product: Product, b: te.Tensor, transposed: bool = False) -> te.Tensor:
-    """The same packing as a kernel, for an operand that is computed at run time."""
+def packed_on_the_fly(
+    product: Product, b: te.Tensor, transposed: bool = False, centered: tuple[str, int] | None = None
+) -> te.Tensor:
+    """The same packing as a kernel, for an operand that is computed at run time.
+
+    `centered` is the type that integers are stored in, and the zero point that is subtracted from them.
+    """
     *batch, _, _ = b.shape
     rank = len(batch)
+    dtype, zero_point = centered or (b.dtype, 0)
 
     def element(*i: Any) -> Any:
         column = i[rank] * product.block + i[rank + 2]
-        value = b[(*i[:rank], column, i[rank + 1])] if transposed else b[(*i[:rank], i[rank + 1], column)]
+        inner = i[rank + 1] if product.step == 1 else i[rank + 1] * product.step + i[rank + 3]
+        value = b[(*i[:rank], column, inner)] if transposed else b[(*i[:rank], inner, column)]
+        if centered is not None:
+            value = value.astype(dtype) - tirx.const(zero_point, dtype)
         return (
             value
             if product.columns % product.block == 0
-            else tirx.if_then_else(column < product.columns, value, tirx.const(0, b.dtype))
+            else tirx.if_then_else(column < product.columns, value, tirx.const(0, dtype))
         )
 
-    return te.compute((*batch, product.blocks, product.inner, product.block), element, name="pack")
+    runs = (product.inner // product.step, product.block, *((product.step,) if product.step > 1 else ()))
+    return te.compute((*batch, product.blocks, *runs), element, name="pack")
 
 
 def accumulate(
-    product: Product,
-    a: te.Tensor,
-    b: te.Tensor,
-    dtype: str,
-    transposed_a: bool = False,
-    zero_points: tuple[int, int] = (0, 0),
+    product: Product, a: te.Tensor, b: te.Tensor, dtype: str, transposed_a: bool = False, shift: int = 0
 ) -> te.Tensor:
     """The sums (*batch, M, blocks, block) in `dtype`; a (*, M, K) and packed b broadcast over the batch as numpy does.
 
-    `zero_points` are subtracted from a's and b's elements (integers only).
+    `shift` is what the dot-product instruction wants added to a's elements.
     """
     k = te.reduce_axis((0, product.inner), "k")
     rank = len(product.batch)
@@ -108,8 +113,7 @@ def accumulate(
         left = a[(*batch_of(a, 2, i), *row)].astype(dtype)
         place = (k, i[rank + 2]) if product.step == 1 else (k // product.step, i[rank + 2], k % product.step)
         right = b[(*batch_of(b, 3 if product.step == 1 else 4, i), i[rank + 1], *place)].astype(dtype)
-        left = left - tirx.const(zero_points[0], dtype) if zero_points[0] else left
-        right = right - tirx.const(zero_points[1], dtype) if zero_points[1] else right
+        left = left + tirx.const(shift, dtype) if shift else left
         return te.sum(left * right, axis=k)
 
     return te.compute(

@@ -2,6 +2,10 @@
 
     x:int8 -> DequantizeLinear -> Conv -> Relu -> QuantizeLinear -> y:int8     becomes     x -> graphc.integer.Conv -> y
 
+A product that nothing rounds (the last layer of a classifier, say) adds up integers all the same, and gives float32:
+
+    x:int8 -> DequantizeLinear -> MatMul -> y     becomes     x -> graphc.integer.MatMul -> y
+
 The domain `graphc.integer` exists inside the backends only. Its nodes, with the arithmetic of `arithmetic.py`:
 
     Conv, ConvTranspose (x, w: int8, bias: int32[O], scale: float32[O], w_zero_point: int32[O] if any is not 0)
@@ -16,12 +20,15 @@ The domain `graphc.integer` exists inside the backends only. Its nodes, with the
     Softmax (x, table: uint32[256], scale: float32[1]) axis
     Table (x, table[256])
 
-All but Table state y_zero_point, y_min and y_max (a Relu or Clip that follows is in them). Zero points and ends are
-integers of the stored type. Data movement and MaxPool are ONNX nodes on integers.
+All but Table, and products whose result is float32, state y_zero_point, y_min and y_max (a Relu or Clip that follows is
+in them). Zero points and ends are integers of the stored type. Data movement and MaxPool are ONNX nodes on integers.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+
+import numpy as np
 
 from graphc.backends import integer_linear as linear
 from graphc.backends import integer_moves as moves
@@ -29,7 +36,7 @@ from graphc.backends import integer_pointwise as pointwise
 from graphc.backends import integer_rules as rules
 from graphc.backends.dead_nodes import drop_dead_nodes
 from graphc.backends.integer_constants import grid_of, read_dequantize
-from graphc.backends.integer_region import DOMAIN, Quantize, Read, Refusal, Region
+from graphc.backends.integer_region import DOMAIN, Grid, Quantize, Read, Refusal, Region
 from graphc.ir.graph import Graph
 
 __all__ = ["DOMAIN", "Integerized", "Skip", "explain", "integerize"]
@@ -89,8 +96,20 @@ def explain(graph: Graph) -> Integerized:
             refused[node.outputs[0]] = str(reason)
         else:
             region.edit.remove(node)
+    _keep_sums(region)
     rewritten = drop_dead_nodes(region.edit.apply())
     return Integerized(rewritten, tuple(_skips(rewritten, refused)))
+
+
+def _keep_sums(region: Region) -> None:
+    """Products of integers whose results are read in floating point: what no node reads in the end is dropped."""
+    for node in region.graph.nodes:
+        rules = {**linear.LINEAR, "Add": linear.biased, "Sub": linear.biased}
+        rule = rules.get(node.op) if not node.domain else None
+        if rule is None or region.graph.types[node.outputs[0]].dtype != np.float32:
+            continue
+        with suppress(Refusal):  # the DequantizeLinear that stays says who reads it
+            region.edit.redirect(node.outputs[0], rule(region, node, Grid.floats(), ()))
 
 
 def _skips(graph: Graph, refused: Mapping[str, str]) -> list[Skip]:

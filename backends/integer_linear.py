@@ -79,7 +79,7 @@ def gemm(region: Region, node: Node, grid: Grid, added: Added = ()) -> str:
     return _multiplied(region, node, replace(grid, scale=grid.scale / alpha), [*own, *scaled])
 
 
-def biased(region: Region, node: Node, grid: Grid) -> str:
+def biased(region: Region, node: Node, grid: Grid, added: Added = ()) -> str:
     """Add of a constant to a convolution or matrix product: its bias. Sub of one likewise."""
     for i in (0, 1):
         source = region.graph.producers.get(node.inputs[i])
@@ -87,7 +87,8 @@ def biased(region: Region, node: Node, grid: Grid) -> str:
             continue
         same = region.graph.types[node.inputs[i]].shape == region.graph.types[node.outputs[0]].shape
         if same and floats(region, node.inputs[1 - i]) is not None:
-            return LINEAR[source.op](region, source, grid, [(node.inputs[1 - i], -1.0 if node.op == "Sub" else 1.0)])
+            own = (node.inputs[1 - i], -1.0 if node.op == "Sub" else 1.0)
+            return LINEAR[source.op](region, source, grid, [own, *added])
     raise Refusal("no operand is a product without a bias")
 
 

@@ -25,7 +25,10 @@ class Refusal(Exception):  # noqa: N818 (an answer, not an error)
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """8-bit integers q that stand for (q - zero_point) * scale; values written to it keep within low..high."""
+    """8-bit integers q that stand for (q - zero_point) * scale; values written to it keep within low..high.
+
+    The grid of float32 (see `floats`) has the scale 1 and no ends.
+    """
 
     dtype: np.dtype[np.generic]
     scale: float
@@ -43,6 +46,11 @@ class Grid:
         info = np.iinfo(str(dtype))
         return cls(dtype, scale, zero_point, int(info.min), int(info.max))
 
+    @classmethod
+    def floats(cls) -> "Grid":
+        """The grid of a product that is computed on integers and not rounded to any."""
+        return cls(np.dtype(np.float32), 1.0, 0, 0, 0)
+
     @property
     def reach(self) -> int:
         """The largest |q - zero_point| of any q."""
@@ -55,7 +63,9 @@ class Grid:
 
     @property
     def attributes(self) -> dict[str, int]:
-        """How integer nodes state the grid of their result."""
+        """How integer nodes state the grid of their result; a float one has none."""
+        if self.dtype == np.float32:
+            return {}
         return {"y_zero_point": self.zero_point, "y_min": self.low, "y_max": self.high}
 
     def round(self, values: Numbers) -> Numbers:

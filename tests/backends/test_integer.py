@@ -28,7 +28,8 @@ def agree(graph: Graph, steps: int = 1) -> Graph:
         for name, value in expected.items():
             assert found[name].dtype == value.dtype
             assert found[name].shape == value.shape
-            assert np.abs(found[name].astype(np.int64) - value.astype(np.int64)).max() <= steps, name
+            step = steps if value.dtype.kind in "iu" else 2e-5 * float(np.abs(value).max())
+            assert np.abs(found[name].astype(np.float64) - value).max() <= step, name
     return rewritten
 
 
@@ -256,6 +257,21 @@ def transposes_between_floats(m: Qdq) -> None:
     x = m.node("Transpose", [m.input((1, 6, 6, 3))], perm=[0, 3, 1, 2])
     y = m.node("Conv", [x, m.weights((4, 3, 3, 3)), m.floats((4,))])
     m.result(m.node("Transpose", [m.node("Relu", [y])], perm=[0, 2, 3, 1]))
+
+
+@case("*MatMul", "*MatMul", "Relu")
+def products_that_nothing_rounds(m: Qdq) -> None:
+    m.output(m.node("Gemm", [m.input((4, 64)), m.weights((10, 64), 0), m.floats((10,))], transB=1, alpha=0.5))
+    y = m.node("MatMul", [m.input((2, 3, 40), "uint8", 0.02, 7), m.weights((40, 7), 1, "uint8", (100, 150))])
+    m.output(m.node("Relu", [m.node("Add", [m.floats((7,)), y])]))
+
+
+@case("*Conv", "Relu", "*ConvTranspose", "*MatMul")
+def convolutions_and_scores_that_nothing_rounds(m: Qdq) -> None:
+    x = m.input((1, 3, 9, 8))
+    m.output(m.node("Relu", [m.node("Conv", [x, m.weights((5, 3, 3, 3)), m.floats((5,))], pads=[1, 1, 1, 1])]))
+    m.output(m.node("ConvTranspose", [m.input((1, 3, 5, 6)), m.weights((3, 4, 3, 3), 1)], strides=[2, 2]))
+    m.output(m.node("MatMul", [m.input((2, 3, 4, 8)), m.input((2, 3, 8, 5), "uint8", 0.02, 100)]))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,0 +1,68 @@
+"""Integer kernels on every level of x86-64 and for any number of threads: the reference's results, bit for bit."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from graphc.backends import targets
+from graphc.backends.build import build_target
+from graphc.backends.cache import Cache
+from graphc.backends.integer import explain
+from graphc.backends.reference import run
+from graphc.backends.worker import Server
+from graphc.runner import Runner
+from tests.backends.qdq import Qdq, feeds
+
+LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "native")
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Cache]]:
+    with Server(2) as server:
+        yield server, Cache(tmp_path_factory.mktemp("cache"))
+
+
+def float_results(m: Qdq) -> None:
+    """Products that nothing rounds: one multiply after the integer sum."""
+    m.output(m.node("Gemm", [m.input((4, 300)), m.weights((10, 300), 0), m.floats((10,))], transB=1))
+    m.output(m.node("MatMul", [m.input((2, 3, 40), "uint8", 0.02, 7), m.weights((40, 7), 1, "uint8", (100, 150))]))
+    m.output(m.node("MatMul", [m.input((2, 3, 4, 8)), m.input((2, 3, 8, 5), "uint8", 0.02, 100)]))
+    x = m.input((1, 6, 9, 8))
+    m.output(m.node("Relu", [m.node("Conv", [x, m.weights((17, 6, 3, 3)), m.floats((17,))], pads=[1, 1, 1, 1])]))
+    m.output(m.node("Conv", [x, m.weights((6, 1, 3, 3))], group=6, strides=[2, 2]))
+    m.output(m.node("ConvTranspose", [x, m.weights((6, 4, 3, 3), 1), m.floats((4,))], strides=[2, 2]))
+
+
+def products_of_activations(m: Qdq) -> None:
+    """Zero points on either side, batches that broadcast, and a batch of constant matrices."""
+    m.result(m.node("MatMul", [m.input((2, 3, 7, 8)), m.input((3, 8, 19), "uint8", 0.02, 100)]))
+    m.result(m.node("MatMul", [m.input((5, 9), "uint8", 0.02, 30), m.input((2, 9, 4))]), "uint8")
+    m.result(m.node("MatMul", [m.input((2, 3, 16)), m.weights((2, 16, 33), None, "uint8", (100, 150))]))
+    c = m.floats((6,))
+    m.result(m.node("Gemm", [m.input((8, 4)), m.input((6, 8), "int8", 0.01, 0), c], transA=1, transB=1))
+
+
+MODELS: dict[str, Callable[[Qdq], None]] = {
+    "float_results": float_results,
+    "products_of_activations": products_of_activations,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_artifacts_equal_the_reference(name: str, machine: tuple[Server, Cache], tmp_path: Path) -> None:
+    model = Qdq()
+    MODELS[name](model)
+    graph = model.graph()
+    integers = explain(graph)
+    assert integers.skipped == ()
+    given = feeds(graph, np.random.default_rng(3))
+    expected = run(integers.graph, given)
+    for level in LEVELS:
+        build_target(graph, targets.resolve({"cpu": level}), tmp_path / level, *machine)
+        for threads in (1, 2):
+            with Runner(tmp_path / level, threads) as runner:
+                found = runner(**given)
+            for output in graph.outputs:
+                np.testing.assert_array_equal(found[output], expected[output], err_msg=f"{output} on {level}")
