@@ -48,7 +48,7 @@ def _centered_weights(state: Lowering, node: Node, position: int, channel_axis: 
     weights = state.constant(node.inputs[1])
     if weights is None:
         raise UnsupportedError(node.label, "integer weights must be constant.", "Run the fold pass first.")
-    wide = weights.astype(np.int32)
+    wide = weights.astype(np.int32) - np.int32(node.get_int("b_zero_point", 0))
     if len(node.inputs) > position and node.inputs[position]:
         offsets = state.constant(node.inputs[position])
         assert offsets is not None
