@@ -4,6 +4,7 @@ A collector's state is plain arrays, so that a run can be kept half way and take
 blocks of a fixed number of rows, wherever the feeds begin and end: batching changes no bit of them.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from graphc.ir.graph import Array
 from graphc.passes.layers import Floats, unfold
-from graphc.passes.protocol import AverageRange, Gram, Histogram, Moments, Range, Sample, Statistic
+from graphc.passes.protocol import AverageRange, Gram, Histogram, Moments, Range, Sample, Statistic, Total
 
 State = dict[str, npt.NDArray[Any]]
 
@@ -136,10 +137,10 @@ class BlockCollector(Collector):
         raise NotImplementedError
 
 
-class GramCollector(BlockCollector):
-    """X^T X and the sum of rows."""
+class TotalCollector(BlockCollector):
+    """The sum of rows."""
 
-    def __init__(self, statistic: Gram) -> None:
+    def __init__(self, statistic: Total | Gram) -> None:
         super().__init__()
         self._rows = statistic.rows
 
@@ -151,9 +152,15 @@ class GramCollector(BlockCollector):
         return {**self._totals()}
 
     def _with(self, block: Floats) -> State:
+        return {"total": block.sum(axis=1, dtype=np.float64) + self.state.get("total", 0.0)}
+
+
+class GramCollector(TotalCollector):
+    """X^T X."""
+
+    def _with(self, block: Floats) -> State:
         rows = block.astype(np.float64)
-        gram, total = rows.transpose(0, 2, 1) @ rows, rows.sum(axis=1)
-        return {"gram": gram + self.state.get("gram", 0.0), "total": total + self.state.get("total", 0.0)}
+        return {"gram": rows.transpose(0, 2, 1) @ rows + self.state.get("gram", 0.0)}
 
 
 class MomentsCollector(BlockCollector):
@@ -222,18 +229,18 @@ def scrambled(numbers: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.uint6
     return z ^ (z >> np.uint64(31))
 
 
+COLLECTORS: Mapping[type[Any], Callable[[Any], Collector]] = {
+    Range: lambda _statistic: RangeCollector(),
+    AverageRange: lambda _statistic: AverageRangeCollector(),
+    Histogram: HistogramCollector,
+    Total: TotalCollector,
+    Gram: GramCollector,
+    Moments: MomentsCollector,
+    Sample: SampleCollector,
+}
+"""Kind of statistic -> what collects it."""
+
+
 def collector(statistic: Statistic) -> Collector:
     """An empty collector of a statistic."""
-    match statistic:
-        case Range():
-            return RangeCollector()
-        case AverageRange():
-            return AverageRangeCollector()
-        case Histogram():
-            return HistogramCollector(statistic)
-        case Gram():
-            return GramCollector(statistic)
-        case Moments():
-            return MomentsCollector(statistic)
-        case Sample():
-            return SampleCollector(statistic)
+    return COLLECTORS[type(statistic)](statistic)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphc.ir.graph import Graph, Node
-from graphc.passes.protocol import Gram, Moments, Observation, Rows, Sample, Statistics
+from graphc.passes.protocol import Gram, Moments, Observation, Rows, Sample, Statistics, Total
 
 Floats = npt.NDArray[np.floating]
 Doubles = npt.NDArray[np.float64]
@@ -40,6 +40,11 @@ class Layer:
     def gram(self) -> Observation:
         """The wish for second moments of this layer's rows."""
         return Observation(self.value, Gram(self.rows))
+
+    @property
+    def total(self) -> Observation:
+        """The wish for the sum of this layer's rows."""
+        return Observation(self.value, Total(self.rows))
 
     def sample(self, count: int, seed: int = 0) -> Observation:
         """The wish for `count` of this layer's rows."""

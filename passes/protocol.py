@@ -79,9 +79,16 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
+class Total:
+    """The sum of a layer's input rows [groups, n, K]: `total` float64 [groups, K], and `count` = n (int64)."""
+
+    rows: Rows
+
+
+@dataclass(frozen=True, slots=True)
 class Gram:
-    """Second moments of a layer's input X [groups, n, K]: `gram` = X^T X [groups, K, K], `total` = sum of rows
-    [groups, K], both float64, and `count` = n (int64). The batching of the data changes no bit of them.
+    """Second moments of a layer's input X [groups, n, K]: `gram` = X^T X, float64 [groups, K, K], and `count` = n
+    (int64). The batching of the data changes no bit of it.
     """
 
     rows: Rows
@@ -108,7 +115,7 @@ class Sample:
     seed: int = 0
 
 
-Statistic = Range | AverageRange | Histogram | Gram | Moments | Sample
+Statistic = Range | AverageRange | Histogram | Total | Gram | Moments | Sample
 """What can be observed of a value; each kind says which arrays it yields. graphc.calibrate collects them in one run."""
 
 

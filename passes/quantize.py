@@ -19,16 +19,21 @@ The result is a model that onnxruntime runs as it is. Mathematics: quantize_sche
 quantize_operators.py; what becomes a unit: quantize_plan.py.
 """
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
-from graphc.ir.graph import Graph
-from graphc.passes.protocol import Context, Observation, Pass
+from graphc.ir.graph import Graph, Node
+from graphc.passes.layers import layer_of
+from graphc.passes.protocol import Context, Histogram, Observation, Pass
 from graphc.passes.quantize_grids import Grids
-from graphc.passes.quantize_plan import FLOAT32, plan
+from graphc.passes.quantize_logarithms import before_logarithms
+from graphc.passes.quantize_plan import FLOAT32, Plan, plan
 from graphc.passes.quantize_ranges import Method
+from graphc.passes.quantize_rounder import Rounder
+from graphc.passes.quantize_rounding import Rounding, WeightRange
 from graphc.passes.quantize_schemes import FORMATS, Scheme
 from graphc.passes.quantize_write import write
 
@@ -42,7 +47,7 @@ class Quantize(Pass):
     requires: ClassVar[frozenset[str]] = frozenset({"fold"})
     overridable: ClassVar[frozenset[str]] = frozenset(
         ("weights", "per_channel", "group", "symmetric_weights", "activations", "calibrate", "percentile", "symmetric")
-    )
+    ) | {"weight_range", "rounding", "bias_correction"}
 
     kind: Literal["quantize"] = "quantize"
     weights: Annotated[Weights, Field(description="number format of constant weights; none: float")]
@@ -58,6 +63,13 @@ class Quantize(Pass):
         int | None, Field(ge=2, description="one weight scale for so many weights along a channel's sum")
     ] = None
     symmetric_weights: Annotated[bool, Field(description="weights: zero in the middle of the integers")] = True
+    weight_range: Annotated[WeightRange, Field(description="how the grid of integer weights is chosen")] = "minmax"
+    rounding: Annotated[
+        Rounding, Field(description="how weights become integers; gptq and adaround need calibration data")
+    ] = "nearest"
+    bias_correction: Annotated[
+        bool, Field(description="biases make up for the mean error of rounded weights; needs calibration data")
+    ] = False
     symmetric: Annotated[bool, Field(description="activations: the same room for both signs")] = False
     io: Annotated[Literal["float", "int8", "uint8"], Field(description="type of the model's inputs, outputs")] = "float"
 
@@ -92,19 +104,35 @@ class Quantize(Pass):
     def observes(self, graph: Graph) -> tuple[Observation, ...]:
         """The values that decide a grid, each with what its method needs to know."""
         options = self.options(graph)
-        return Grids(graph, self, options, {}).observations(plan(graph, options, self._borders(graph)))
+        decided = plan(graph, options, self._borders(graph))
+        wide = (Observation(name, Histogram()) for name in before_logarithms(graph) if name in decided.shares)
+        wanted = (*Grids(graph, self, options, {}).observations(decided), *wide)
+        return tuple(dict.fromkeys((*wanted, *self._layers_wanted(graph, decided, options))))
 
     def apply(self, graph: Graph, context: Context) -> Graph:
         """Quantize all that the table and the options allow; every other float node is skipped with a reason."""
         options, borders = self.options(graph), self._borders(graph)
         grids = Grids(graph, self, options, context.statistics)
         decided = plan(graph, options, borders)
-        if crushed := grids.crushed(decided):
-            decided = plan(graph, options, borders, crushed)
+        refused = {**grids.crushed(decided), **grids.wide(decided)}
+        if refused:
+            decided = plan(graph, options, borders, refused)
         for node in graph.nodes:
             if node in decided.skipped:
                 context.skip(node, decided.skipped[node])
-        return write(graph, decided, options, grids.of(decided, self.io, borders, context.progress), borders)
+        rounder = Rounder(graph, options, context)
+        return write(graph, decided, options, grids.of(decided, self.io, borders, context.progress), borders, rounder)
+
+    def _layers_wanted(self, graph: Graph, decided: Plan, options: Mapping[Node, Self]) -> Iterator[Observation]:
+        """What rounding and bias correction need to know of the inputs of layers."""
+        for node in (*(unit.anchor for unit in decided.units), *decided.weight_only):
+            layer = layer_of(graph, node)
+            if layer is None or options[node].weights not in FORMATS:
+                continue
+            if options[node].rounding != "nearest":
+                yield layer.gram
+            if options[node].bias_correction:
+                yield layer.total
 
     def _borders(self, graph: Graph) -> tuple[str, ...]:
         """Inputs and outputs that become integers."""

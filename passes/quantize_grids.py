@@ -8,7 +8,8 @@ import numpy as np
 from graphc.errors import InputError
 from graphc.ir.graph import Graph, Node
 from graphc.passes import quantize_schemes as schemes
-from graphc.passes.protocol import Observation, Statistics
+from graphc.passes.protocol import Histogram, Observation, Statistics
+from graphc.passes.quantize_logarithms import MOST, before_logarithms, lost
 from graphc.passes.quantize_operators import OPERATORS, Role
 from graphc.passes.quantize_plan import Plan, Share, data_operands
 from graphc.passes.quantize_ranges import STATISTICS, Choice, Method, Span, choose
@@ -88,6 +89,22 @@ class Grids:
             large = max(self._width(name, share, form, makers) for name in rivals)
             if large > LARGEST_SPREAD * small:
                 found[node] = f"its operands span {small:.3g} and {large:.3g}: one grid would crush the smaller"
+        return found
+
+    def wide(self, plan: Plan) -> dict[Node, str]:
+        """Nodes whose result goes to a logarithm and is too small for its grid, with that reason to keep them float."""
+        found: dict[Node, str] = {}
+        makers = _makers(plan)
+        for name in before_logarithms(self._graph):
+            arrays = self._statistics.get(Observation(name, Histogram()))
+            if name not in makers or arrays is None:
+                continue
+            share = plan.shares[name]
+            own = self._own(name, share, makers)
+            part = lost(arrays, self._grid(share, FORMATS[own.activations], own, makers))
+            if part > MOST:
+                reason = f"a logarithm follows, and {part:.0%} of its elements are under half a step of 8 bits"
+                found[makers[name]] = reason
         return found
 
     def _width(self, name: str, share: Share, form: str, makers: Mapping[str, Node]) -> float:

@@ -16,14 +16,15 @@ from graphc.passes.quantize_operators import LIMITERS, Role, weight_position
 from graphc.passes.quantize_plan import Plan, Unit
 from graphc.passes.quantize_schemes import (
     FLOATS,
+    Integers,
     Parameters,
     Scheme,
+    dequantize,
     least_scales,
     quantize,
     quantize_bias,
-    round_weights,
 )
-from graphc.passes.quantize_weights import Decoders, weights_of
+from graphc.passes.quantize_weights import Decoders, Weights, weights_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -37,17 +38,29 @@ class Options(Protocol):
     def scheme(self) -> Scheme: ...
 
 
+class Rounder(Protocol):
+    """How the weights of a node become integers, and what their error adds to the node's results on average."""
+
+    def rounded(
+        self, node: Node, rows: Floats, scheme: Scheme, least: Floats | float
+    ) -> tuple[Integers, Parameters]: ...
+
+    def drift(self, node: Node, change: Floats) -> Floats | None:
+        """The mean of each channel's results that `change` [channels, depth] of the weights makes; None: not asked."""
+
+
 def write(
     graph: Graph,
     plan: Plan,
     options: Mapping[Node, Options],
     grids: Mapping[str, Parameters],
     borders: Sequence[str],
+    rounder: Rounder,
 ) -> Graph:
     """`graph` as `plan` says, each value on its grid; `borders` are the inputs and outputs that become integers."""
     if not grids and not plan.weight_only:
         return graph
-    return _Writer(graph, plan, options, grids, frozenset(borders)).write()
+    return _Writer(graph, plan, options, grids, frozenset(borders), rounder).write()
 
 
 class _Writer:
@@ -58,8 +71,10 @@ class _Writer:
         options: Mapping[Node, Options],
         grids: Mapping[str, Parameters],
         borders: frozenset[str],
+        rounder: Rounder,
     ) -> None:
         self._graph, self._plan, self._options, self._grids, self._borders = graph, plan, options, grids, borders
+        self._rounder = rounder
         self._edit = Edit(graph)
         self._unit_of = {node: unit for unit in plan.units for node in unit.nodes}
         self._maker = {name: unit for unit in plan.units for name in unit.results}
@@ -131,7 +146,7 @@ class _Writer:
         operands = [self._operand(unit, name) for name in node.inputs]
         attributes = dict(node.attributes)
         if weight_only:
-            operands[weight_position(node)] = self._stored(node)
+            self._store(node, operands)
         elif unit is not None and unit.operator.role is Role.PRODUCT and node.op not in LIMITERS:
             if node is unit.anchor:
                 self._biases[unit] = self._product(unit, operands)
@@ -157,13 +172,31 @@ class _Writer:
         integer_input = name not in self._unrounded
         return self._rounded[name] if maker is not None or integer_input else self._unrounded[name]
 
-    def _stored(self, node: Node) -> str:
-        """The decoder of weights that meet floating-point activations."""
+    def _store(self, node: Node, operands: list[str]) -> None:
+        """Decode weights that meet floating-point activations, in `operands`, and make up for their drift."""
         weights, wanted = weights_of(self._graph, node), self._options[node].weights
+        position = weight_position(node)
         if wanted in FLOATS:
-            return self._decoders.floats(weights, self._graph.constants[weights.name].astype(FLOATS[wanted]))
+            stored = self._graph.constants[weights.name].astype(FLOATS[wanted])
+            operands[position] = self._decoders.floats(weights, stored)
+            return
         scheme = weights.fitted(self._options[node].scheme)
-        return self._decoders.integers(weights, *round_weights(weights.rows, scheme))
+        integers, parameters = self._rounder.rounded(node, weights.rows, scheme, 0.0)
+        operands[position] = self._decoders.integers(weights, integers, parameters)
+        drift = self._drift(node, weights, integers, parameters)
+        if drift is not None:
+            bias = self._graph.constants[operands[2]].astype(np.float64).ravel() if len(operands) > 2 else 0.0
+            drift = drift * node.get_float("alpha", 1.0) / node.get_float("beta", 1.0)
+            operands[2:] = [self._edit.constant((bias - drift).astype(np.float32), f"{weights.name}_bias")]
+
+    def _drift(self, node: Node, weights: Weights, integers: Integers, parameters: Parameters) -> Floats | None:
+        """What rounding adds to a node's results on average, where a bias can take it back."""
+        if node.op not in ("Conv", "Gemm") and not self._has_bias(node):
+            return None
+        return self._rounder.drift(node, dequantize(integers, parameters) - weights.rows)
+
+    def _has_bias(self, node: Node) -> bool:
+        return node in self._unit_of and bool(self._unit_of[node].bias)
 
     def _product(self, unit: Unit, operands: list[str]) -> str:
         """Decode the weights of a product, in `operands`; returns the decoder of its bias, if it has one."""
@@ -177,12 +210,20 @@ class _Writer:
                 bias = np.broadcast_to(bias, (weights.channels,))
                 least = least_scales(weights.per_scale(bias), float(step))
             scheme = weights.fitted(self._options[node].scheme)
-            integers, parameters = round_weights(weights.rows, scheme, least)
+            integers, parameters = self._rounder.rounded(node, weights.rows, scheme, least)
             operands[position] = self._decoders.integers(weights, integers, parameters)
             step = weights.per_channel(step * parameters.scale)
+            drift = self._drift(node, weights, integers, parameters)
+            if drift is not None:
+                bias = (0.0 if bias is None else bias) - drift
         else:
             step = step * self._grids[unit.data[1]].scale
-        return "" if bias is None else self._bias_decoder(unit.bias, bias, np.asarray(step, np.float32))
+        if bias is None:
+            return ""
+        found = self._bias_decoder(unit.bias or node.inputs[position], bias, np.asarray(step, np.float32))
+        if not unit.bias:
+            operands[2:] = [found]
+        return found
 
     def _bias(self, unit: Unit) -> Floats | None:
         """What is added to a product's sums: one number, or one for each channel."""

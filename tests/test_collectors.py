@@ -10,12 +10,23 @@ from graphc.calibrate import calibrate
 from graphc.collectors import collector, scrambled
 from graphc.errors import InputError
 from graphc.ir.graph import Array, Graph
-from graphc.passes.protocol import AverageRange, Gram, Histogram, Moments, Observation, Range, Rows, Sample, Statistic
+from graphc.passes.protocol import (
+    AverageRange,
+    Gram,
+    Histogram,
+    Moments,
+    Observation,
+    Range,
+    Rows,
+    Sample,
+    Statistic,
+    Total,
+)
 from tests.passes.quantized import model
 
 STATISTICS: Sequence[Statistic] = (
-    Range(), AverageRange(), Histogram(64), Gram(Rows()), Gram(Rows(2, (3,), (2,), (1,), (1, 1))), Moments(1),
-    Sample(Rows(), 7),
+    Range(), AverageRange(), Histogram(64), Total(Rows()), Gram(Rows()), Gram(Rows(2, (3,), (2,), (1,), (1, 1))),
+    Moments(1), Sample(Rows(), 7),
 )  # fmt: skip
 
 
@@ -35,7 +46,7 @@ def test_gram_and_total_are_those_of_all_rows() -> None:
     found = collected(Gram(Rows()), [x])
     rows = x.reshape(-1, 6).astype(np.float64)
     np.testing.assert_allclose(found["gram"][0], rows.T @ rows, rtol=1e-12)
-    np.testing.assert_allclose(found["total"][0], rows.sum(0), rtol=1e-12)
+    np.testing.assert_allclose(collected(Total(Rows()), [x])["total"][0], rows.sum(0), rtol=1e-12)
     assert found["count"] == 1500
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from graphc.calibrate import HistogramCollector, RangeCollector
+from graphc.collectors import HistogramCollector, RangeCollector
 from graphc.ir.graph import Array
 from graphc.passes.protocol import Histogram, Range
 from graphc.passes.quantize_ranges import STATISTICS, Choice, Method, choose
@@ -36,7 +36,7 @@ def error(values: Floats, low: float, high: float) -> float:
 
 
 def test_minmax_is_what_was_seen() -> None:
-    collector = RangeCollector(Range())
+    collector = RangeCollector()
     collector.add(np.float32([-1, 3]))
     assert choose(collector.arrays(), Choice("minmax", None, UINT8, False)) == (-1, 3)
     assert STATISTICS["minmax"] == Range()
