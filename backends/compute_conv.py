@@ -20,7 +20,6 @@ from tvm import te, tirx
 from graphc.backends.dot import DOTS, dot_product
 from graphc.backends.dot import Kind as DotKind
 from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
-from graphc.backends.tiles import channel_block
 from graphc.backends.window import Window, window
 from graphc.ir import Array, Node
 
@@ -88,7 +87,7 @@ def convolution(state: Lowering, node: Node, weights: np.dtype[Any] | None = Non
     if weights is not None and kind == "dense":
         inputs = -(-channels // 4) * 4
         depth = inputs * kernel[-1] if span.dilations[-1] == 1 else inputs
-        together = prod(output) if prod(kernel) == prod(span.strides) == 1 and not span.padded else output[-1]
+        together = prod(output) if prod(span.strides) == 1 else output[-1]
         dot = dot_product(state.target, weights, depth, together)
     return Convolution(
         kind,
@@ -97,7 +96,7 @@ def convolution(state: Lowering, node: Node, weights: np.dtype[Any] | None = Non
         channels,
         filters,
         groups,
-        channel_block(state.target, filters),
+        dot.block(state.target, filters),
         dot.step,
         dot.kind,
     )

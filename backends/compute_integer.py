@@ -174,7 +174,8 @@ def _constant_right(
     if weights.ndim == 2:
         dot = dot_product(state.target, weights.dtype, product.inner, product.rows)
         if product.inner % dot.step == 0:
-            product = dataclasses.replace(product, step=dot.step, dot=dot.kind)
+            block = dot.block(state.target, product.columns)
+            product = dataclasses.replace(product, step=dot.step, dot=dot.kind, block=block)
             shift = dot.shift(state.type(node.inputs[0]).dtype) if dot.step > 1 else 0
             weights = weights.astype(dot.weights if dot.step > 1 else weights.dtype)
     taken = (node.get_int("a_zero_point", 0) + shift) * weights.astype(np.int64).sum(axis=-2)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from graphc.backends.targets import Target
-from graphc.backends.tiles import amx_depth
+from graphc.backends.tiles import AMX_ROWS, amx_depth, channel_block
 
 Kind = Literal["amx", "vnni", "madd", "plain"]
 
@@ -35,6 +35,10 @@ class Dot:
     def shift(self, x: np.dtype[Any]) -> int:
         """What is added to activations of type `x` so that the instruction takes them."""
         return 128 if self.kind == "vnni" and x == np.dtype(np.int8) else 0
+
+    def block(self, target: Target, channels: int) -> int:
+        """Output channels that lie next to each other in packed weights; a matrix tile lies in one piece."""
+        return AMX_ROWS if self.kind == "amx" else channel_block(target, channels)
 
 
 DOTS: dict[Kind, Dot] = {

@@ -10,11 +10,16 @@
         y = epilogue(c)                                  through a small buffer
 
 Taps across and input channels lie next to each other, in the input as in the packed weights, so they are one depth.
-The input is padded already (integers pad with their zero point). The last tile of a row may overlap the one
-before; only its new columns are stored. A process asks Linux for the tiles first.
+The input is padded already (integers pad with their zero point). A tile that would be nearly empty overlaps the one
+before instead; only its new columns are stored. A process asks Linux for the tiles first.
+
+With a stride of 1 the rows of an image are one long run of columns, as wide as the padded input: the few columns
+between two rows of the output are computed and not stored, and every tile is full however narrow the image is.
+
 Source: Intel SDM volume 1, chapter 18.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +29,7 @@ from graphc.backends.anchor import Anchor
 from graphc.backends.schedule_contraction import Contraction, Convolution, Product
 from graphc.backends.statements import const, loop, sequence, spread, vector
 from graphc.backends.targets import Target
-from graphc.backends.tiles import AMX_ROWS, amx_chunks, amx_depth, amx_rows
+from graphc.backends.tiles import AMX_ROWS, amx_chunks, amx_depth, amx_pieces, amx_rows, channel_block
 
 CHANNELS = 16
 """Output channels in one tile of sums."""
@@ -43,8 +48,17 @@ def schedule(anchor: Anchor, target: Target) -> Any:
     return None
 
 
+def _llvm(name: str, *operands: Any) -> Any:
+    return tirx.Evaluate(tirx.call_llvm_intrin("void", f"llvm.{name}", *operands))
+
+
 def _instruction(name: str, *operands: Any) -> Any:
-    return tirx.Evaluate(tirx.call_llvm_intrin("void", f"llvm.x86.{name}", *operands))
+    return _llvm(f"x86.{name}", *operands)
+
+
+def _fetch(address: Any) -> Any:
+    """Into the first-level cache, for reading, soon; past the end of the weights it does nothing."""
+    return _llvm("prefetch", address, *(tirx.const(value, "int32") for value in (0, 3, 1)))
 
 
 def _tile(number: int) -> Any:
@@ -52,7 +66,10 @@ def _tile(number: int) -> Any:
 
 
 class Tiled(Contraction):
-    """Replaces the vector register tile of a contraction by matrix tiles."""
+    """Replaces the vector register tile of a contraction by matrix tiles.
+
+    Weights are packed in blocks of one tile's channels; a task takes as many of those as `block` has.
+    """
 
     across: int
     """Bytes of depth that lie next to each other, in the input and in the weights."""
@@ -61,21 +78,37 @@ class Tiled(Contraction):
     down: int
     """Rows of the kernel."""
 
+    def _widen(self, target: Target) -> None:
+        """Let a task take several packed blocks."""
+        self.block = channel_block(target, self.filters)
+        self.blocks = -(-self.filters // self.block)
+        self.vectors = self.block // self.lanes
+
     def pieces_of(self, target: Target, columns: int) -> int:
         return amx_chunks(columns)
 
     def _input(self, row: Any, column: Any, kh: Any, byte: Any) -> Any:
         raise NotImplementedError
 
-    def _weights(self, row: Any, block: Any, kh: Any, byte: Any, channel: Any) -> Any:
+    def _weights(self, row: Any, run: Any, kh: Any, byte: Any) -> Any:
+        """The first weight of a tile: run of channels, row of the kernel, byte of depth."""
         raise NotImplementedError
 
-    def _row(self, row: Any, block: Any) -> Any:
+    def cover(self) -> tuple[list[tuple[int, int]], int]:
+        """Tiles of a row, as (first column, first column that no tile before has), and the rows of each tile."""
         columns = self.rows.columns
         tiles, height = amx_rows(columns)
+        return [(min(t * height, columns - height), t * height) for t in range(tiles)], height
+
+    def guarded(self, row: Any, column: Any, statement: Any) -> Any:
+        """The statement, for columns that are part of the output and no other task's."""
+        return statement
+
+    def _row(self, row: Any, block: Any) -> Any:
+        starts, height = self.cover()
+        tiles = len(starts)
         config = tirx.decl_buffer((64,), "uint8", "config", scope="local")
         sums = tirx.decl_buffer((len(SUMS) * AMX_ROWS * CHANNELS,), "int32", "sums", scope="local")
-        starts = [(min(t * height, columns - height), t * height) for t in range(tiles)]
         regular = sum(first == wanted for first, wanted in starts) // 2
         parts = [tirx.AllocBuffer(config), tirx.AllocBuffer(sums), *self._configure(config, height)]
         # tilestored64 writes all of `sums`; TVM sees its address only, and would cut off what nothing else reads.
@@ -118,12 +151,12 @@ class Tiled(Contraction):
         pairs = -(-self.block // (2 * CHANNELS))
         channels = range(min(2, self.block // CHANNELS))
 
-        def pair(p: Any) -> Any:
-            begin = p * (2 * CHANNELS)
+        def pair(p: int) -> Any:
+            runs = [block * (self.block // CHANNELS) + 2 * p + n for n in channels]
             return sequence(
                 [
                     *(_instruction("tilezero", _tile(2 * m + n)) for m in range(len(group)) for n in channels),
-                    loop("kh", 0, self.down, lambda kh: self._depth_loop(row, block, group, kh, begin, channels)),
+                    loop("kh", 0, self.down, lambda kh: self._depth_loop(row, runs, group, kh)),
                     *(
                         _instruction(
                             "tilestored64",
@@ -139,7 +172,7 @@ class Tiled(Contraction):
 
         parts = []
         for p in range(pairs):
-            parts.append(pair(const(p)))
+            parts.append(pair(p))
             for m, (first, skip) in enumerate(group):
                 finish = partial(self._finish, sums, row, block, first, m, p)
                 parts.append(loop("r", skip, height - skip, finish))
@@ -154,11 +187,14 @@ class Tiled(Contraction):
             tile, first_channel = divmod(v * self.lanes - p * width, CHANNELS)
             return sums[((2 * m + tile) * AMX_ROWS + r) * CHANNELS + first_channel + lane]
 
-        return self.store(row, block, first + r, vectors, at)
+        return self.guarded(row, first + r, self.store(row, block, first + r, vectors, at))
 
-    def _depth_loop(
-        self, row: Any, block: Any, group: list[tuple[Any, int]], kh: Any, begin: Any, channels: range
-    ) -> Any:
+    def _depth_loop(self, row: Any, runs: list[Any], group: list[tuple[Any, int]], kh: Any) -> Any:
+        """Sums of one row of the kernel, for some runs of channels and tiles of columns.
+
+        A tile is loaded only when no product reads it any more, so loads must be short: the next weights are fetched
+        into the nearest cache meanwhile.
+        """
         size = amx_depth(self.across)
         signed = str(self.source.dtype) == "int8"
 
@@ -177,17 +213,22 @@ class Tiled(Contraction):
                 _instruction(
                     "tileloadd64",
                     _tile(WEIGHTS[n]),
-                    tirx.address_of(self._weights(row, block, kh, byte, begin + n * CHANNELS)),
-                    tirx.const(4 * self.block, "int64"),
+                    tirx.address_of(self._weights(row, run, kh, byte)),
+                    tirx.const(4 * CHANNELS, "int64"),
                 )
-                for n in channels
+                for n, run in enumerate(runs)
+            ]
+            fetches = [
+                _fetch(tirx.address_of(self._weights(row, run, kh, byte + size + line)))
+                for run in runs
+                for line in range(0, size, 4)
             ]
             dots = [
                 _instruction("tdpbssd" if signed else "tdpbusd", _tile(2 * m + n), _tile(INPUTS[m]), _tile(WEIGHTS[n]))
                 for m in range(len(group))
-                for n in channels
+                for n in range(len(runs))
             ]
-            return sequence([*loads, *dots])
+            return sequence([*loads, *fetches, *dots])
 
         return loop("k", 0, self.across // size, body)
 
@@ -197,11 +238,54 @@ class TiledConvolution(Tiled, Convolution):
 
     def __init__(self, anchor: Anchor, target: Target) -> None:
         super().__init__(anchor, target)
+        self._widen(target)
         together = self.dilations[1] == 1
         self.across = self.depth * self.kernel[1] if together else self.depth
         self.down = self.kernel[0] if together else self.kernel[0] * self.kernel[1]
         self.pitch = self.strides[1] * self.depth
         self.together = together
+        self.line = int(self.source.shape[2])
+        self.run = (self.out_height - 1) * self.line + self.out_width
+        """Columns from the first to the last of an image's output, in lines as wide as the input."""
+        self.long = self.strides == [1, 1] and not self.flat
+        self.stacked = 1
+        """Rows of the output that one row of the nest spans, each with a tile of its own."""
+        if self.long:
+            pieces, columns = amx_pieces(self.run)
+            self.rows = replace(self.rows, rows=self.batch * pieces, columns=columns)
+        elif not self.flat and self.out_width <= AMX_ROWS and self.out_height > 1:
+            self.stacked, pieces = 2, -(-self.out_height // 2)
+            self.rows = replace(self.rows, rows=self.batch * pieces, columns=2 * self.out_width)
+
+    def cover(self) -> tuple[list[tuple[int, int]], int]:
+        if self.stacked == 1:
+            return super().cover()
+        return [(r * self.out_width, r * self.out_width) for r in range(self.stacked)], self.out_width
+
+    def _piece(self, row: Any) -> tuple[Any, Any]:
+        """(first column or row that a piece of an image spans, first that no piece before it spans)."""
+        length, extent = (self.rows.columns, self.run) if self.long else (self.stacked, self.out_height)
+        wanted = row % (self.rows.rows // self.batch) * length
+        return tirx.min(wanted, extent - length) if extent % length else wanted, wanted
+
+    def _pixel(self, row: Any, column: Any) -> tuple[Any, Any, Any]:
+        image = row // (self.rows.rows // self.batch)
+        if self.long:
+            at = self._piece(row)[0] + column
+            return image, at // self.line, at % self.line
+        if self.stacked > 1:
+            return image, self._piece(row)[0] + column // self.out_width, column % self.out_width
+        return super()._pixel(row, column)
+
+    def guarded(self, row: Any, column: Any, statement: Any) -> Any:
+        conditions = []
+        _, i, j = self._pixel(row, column)
+        first, wanted = self._piece(row)
+        if self.long and self.line > self.out_width:
+            conditions.append(j < self.out_width)
+        if (self.long or self.stacked > 1) and not first.same_as(wanted):
+            conditions.append((first + column if self.long else i) >= wanted)
+        return tirx.IfThenElse(tirx.all(*conditions), statement, None) if conditions else statement
 
     def _tap(self, kh: Any, byte: Any) -> tuple[Any, Any, Any]:
         """(kernel row, kernel column, channel) of a byte of depth."""
@@ -213,9 +297,9 @@ class TiledConvolution(Tiled, Convolution):
         down, across, channel = self._tap(kh, byte)
         return self.x(row, column, down, across, channel)
 
-    def _weights(self, row: Any, block: Any, kh: Any, byte: Any, channel: Any) -> Any:
+    def _weights(self, row: Any, run: Any, kh: Any, byte: Any) -> Any:
         down, across, first = self._tap(kh, byte)
-        return self.w(row, block, down, across, [first // 4, channel, const(0)])
+        return self.w(row, run, down, across, [first // 4, const(0), const(0)])
 
 
 class TiledProduct(Tiled, Product):
@@ -223,11 +307,12 @@ class TiledProduct(Tiled, Product):
 
     def __init__(self, anchor: Anchor, target: Target) -> None:
         super().__init__(anchor, target)
+        self._widen(target)
         self.across = self.pitch = self.depth
         self.down = 1
 
     def _input(self, row: Any, column: Any, kh: Any, byte: Any) -> Any:
         return self.x(row, column, kh, const(0), byte)
 
-    def _weights(self, row: Any, block: Any, kh: Any, byte: Any, channel: Any) -> Any:
-        return self.w(row, block, kh, const(0), [byte // 4, channel, const(0)])
+    def _weights(self, row: Any, run: Any, kh: Any, byte: Any) -> Any:
+        return self.w(row, run, kh, const(0), [byte // 4, const(0), const(0)])

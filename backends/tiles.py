@@ -65,6 +65,9 @@ def chunks(target: Target, columns: int, block: int) -> int:
     return max(good)
 
 
+LEAST_PIECES = 8
+"""Pieces that a long run is cut into at least where it has that many pairs of tiles: work for threads to share."""
+
 AMX_ROWS, AMX_BYTES = 16, 64
 """Rows of a matrix tile, and bytes in each (Intel SDM volume 1, chapter 18)."""
 
@@ -88,3 +91,13 @@ def amx_chunks(columns: int) -> int:
         return pieces * (tiles + tiles % 2) * max(height, AMX_ROWS // 2)
 
     return max(n for n in range(1, MOST_CHUNKS + 1) if columns % n == 0 and rows(n) <= 1.1 * rows(1))
+
+
+def amx_pieces(columns: int) -> tuple[int, int]:
+    """(pieces, columns of each) that cover a run: pairs of full tiles; the last piece may overlap the one before."""
+    pairs = columns // (2 * AMX_ROWS)
+    if pairs == 0:
+        return 1, columns
+    together = -(-pairs // LEAST_PIECES)
+    pieces = -(-columns // (2 * AMX_ROWS * together))
+    return pieces, 2 * AMX_ROWS * together
