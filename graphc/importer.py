@@ -1,6 +1,7 @@
 """ONNX file -> Graph. Opsets from 7 up are converted to the one that graphs speak; weights stay out of onnx calls.
 
-    read -> take weights out -> inline foreign functions -> convert the opset -> fix dimensions -> infer types -> Graph
+    read -> take weights out -> inline foreign functions -> convert the opset -> fix dimensions -> spell out quantized
+    operators -> infer types -> Graph
 
 onnx's own tools serialize the whole model at every step and fail past 2 GB. So tensors of more than a few elements
 leave the protobuf first, typed graph inputs hold their places, and they become constants of the finished Graph.
@@ -28,6 +29,7 @@ from graphc.ir.infer import ONNX_ERRORS, type_from_proto
 from graphc.ir.nested import retype
 from graphc.ir.protobuf import attribute_from_proto, forget_output_types, type_to_proto
 from graphc.opsets import dissolved, lowered, opset_of, raised
+from graphc.qoperators import spelled_out
 from graphc.weights import ONNX, Weights, describe, free_name, set_field, subgraphs
 
 LARGEST_FILE = 1 << 31
@@ -81,7 +83,7 @@ def _load(model: ModelProto, folder: Folder, shapes: Mapping[str, Sequence[Dim]]
     _fix_shapes(model.graph, shapes, weights.arrays)
     _forget_types(model.graph)
     proto = _infer_types(model).graph
-    graph = retype(_Reader(weights).read(proto, top=True), proto, {}, {})
+    graph = retype(spelled_out(_Reader(weights).read(proto, top=True)), proto, {}, {})
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     ranks = {
         name: replace(graph.types[name], shape=("?",) * rank)
