@@ -211,7 +211,7 @@ def sum_at(conv: Convolution, acc: te.Tensor, i: Sequence[Any]) -> Any:
 
 def packed_weights(state: Lowering, conv: Convolution, name: str) -> Any:
     """Packed weights as a parameter of the program, or as a kernel where they are not constant."""
-    weights = state.constant(name)
+    weights = state.weights(name)
     if weights is not None:
         return state.parameter(pack(conv, weights), name)
     return state.emit(lambda w: packed_on_the_fly(conv, w), state.value(name), name="pack", pattern=OPAQUE)
@@ -306,7 +306,7 @@ def conv_transpose(state: Lowering, node: Node) -> Sequence[Any]:
     shape = transposed_convolution(state, node)
     output = state.type(node.outputs[0]).dims
     dtype = state.type(node.inputs[0]).dtype.name
-    weights = state.constant(node.inputs[1])
+    weights = state.weights(node.inputs[1])
     if weights is not None:
         packed = state.parameter(shape.pack(weights), node.inputs[1])
     else:

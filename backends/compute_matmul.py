@@ -16,9 +16,6 @@ from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
 from graphc.backends.tiles import channel_block
 from graphc.ir import Array, Node
 
-WIDE = {"float16": "float32", "bfloat16": "float32"}
-"""What 16-bit floats are summed in."""
-
 
 @dataclass(frozen=True)
 class Product:
@@ -131,7 +128,7 @@ def sum_at(product: Product, acc: te.Tensor, i: Sequence[Any]) -> Any:
 
 def right_operand(state: Lowering, product: Product, name: str, transposed: bool = False) -> Any:
     """b packed: at compile time where it is constant, by a kernel elsewhere."""
-    array = state.constant(name)
+    array = state.weights(name)
     if array is not None:
         return state.parameter(pack(product, np.swapaxes(array, -1, -2) if transposed else array), name)
     return state.emit(
@@ -149,7 +146,7 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
     columns = b[-1] if columns_given else 1
     product = Product(tuple(batch), a[-2] if rows_given else 1, a[-1], columns, channel_block(state.target, columns))
     left = _matrix(state, node.inputs[0], (1, a[0])) if not rows_given else state.value(node.inputs[0])
-    array = state.constant(node.inputs[1])
+    array = state.weights(node.inputs[1])
     if array is not None:
         right = state.parameter(pack(product, array if columns_given else array[:, None]), node.inputs[1])
     else:
@@ -158,13 +155,13 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
     output = state.type(node.outputs[0]).dims
 
     def define(x: te.Tensor, w: te.Tensor) -> te.Tensor:
-        acc = accumulate(product, x, w, WIDE.get(dtype, dtype))
+        acc = accumulate(product, x, w, dtype)
 
         def element(*i: Any) -> Any:
             rest = list(i)
             column = rest.pop() if columns_given else 0
             row = rest.pop() if rows_given else 0
-            return sum_at(product, acc, (*rest, row, column)).astype(dtype)
+            return sum_at(product, acc, (*rest, row, column))
 
         return te.compute(output, element, name="out")
 

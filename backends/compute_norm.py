@@ -3,7 +3,7 @@
 for task = row:
   most  = max over k of x[row, k]                       Softmax
   y[row, k] = e^(x[row, k] - most); total += y[row, k]
-  y[row, k] = y[row, k] / total
+  y[row, k] = y[row, k] / total                         (LogSoftmax: x[row, k] - most - log(total))
 for task = row:
   mean = sum over k of x[row, k] / n                    LayerNormalization
   variance = sum over k of (x[row, k] - mean)^2 / n
@@ -18,7 +18,7 @@ import numpy as np
 import tvm
 from tvm import tirx, topi
 
-from graphc.backends import compute_reduce, vector_math
+from graphc.backends import vector_math
 from graphc.backends.relax_module import ALIAS, OPAQUE, Lowering, computes, convert
 from graphc.backends.statements import const, function, loop, sequence, spread, tasks, vector
 from graphc.ir import Node
@@ -66,15 +66,15 @@ def _attributes() -> Any:
     return tvm.ir.make_node("ir.DictAttrs", **{"tirx.noalias": True})
 
 
-@computes("", "Softmax")
+@computes("", "Softmax", "LogSoftmax")
 def softmax(state: Lowering, node: Node) -> Sequence[Any]:
-    """e^x over its sum along the last axis, in float32; other axes and types as elsewhere."""
+    """e^x over its sum along the last axis, or its logarithm, in float32; other axes and types as elsewhere."""
     kind = state.type(node.inputs[0])
     rank = len(kind.dims)
     lanes = state.target.lanes(32)
     if kind.dtype != np.float32 or node.get_int("axis", -1) % max(rank, 1) != rank - 1 or not kind.size or lanes < 2:
-        return compute_reduce.softmax(state, node)
-    length = kind.dims[-1]
+        return convert(state, node)
+    length, logarithm = kind.dims[-1], node.op == "LogSoftmax"
     x, y = (tirx.decl_buffer((kind.size,), "float32", name) for name in "xy")
     row = _Row(length, lanes)
 
@@ -82,25 +82,31 @@ def softmax(state: Lowering, node: Node) -> Sequence[Any]:
         start = task * length
         most, total = (tirx.decl_buffer((lanes,), "float32", name, scope="local") for name in ("most", "total"))
 
-        def exponential(k: Any, count: int) -> Any:
-            place, sums = vector(start + k, count), vector(const(0), count)
-            shifted = x[place] - spread(most[const(0)], count)
-            power = vector_math.call(vector_math.exp_flushed, shifted, count)
-            return sequence(
-                [tirx.BufferStore(y, power, [place]), tirx.BufferStore(total, total[sums] + y[place], [sums])]
-            )
-
-        def scaled(k: Any, count: int) -> Any:
-            place = vector(start + k, count)
-            return tirx.BufferStore(y, y[place] * spread(total[const(0)], count), [place])
-
         def element(k: Any, count: int) -> Any:
             return x[vector(start + k, count)]
 
-        inverse = tirx.BufferStore(total, const(1.0, "float32") / total[const(0)], [const(0)])
-        largest = row.reduced(most, tirx.min_value("float32"), tirx.max, element)
-        statements = [largest, row.filled(total, const(0.0, "float32")), row.each(exponential)]
-        statements += [*row.folded(total, operator.add), inverse, row.each(scaled)]
+        def shifted(k: Any, count: int) -> Any:
+            return element(k, count) - spread(most[const(0)], count)
+
+        def exponential(k: Any, count: int) -> Any:
+            place, sums = vector(start + k, count), vector(const(0), count)
+            power = vector_math.call(vector_math.exp_flushed, shifted(k, count), count)
+            add = tirx.BufferStore(total, total[sums] + (power if logarithm else y[place]), [sums])
+            return add if logarithm else sequence([tirx.BufferStore(y, power, [place]), add])
+
+        def finished(k: Any, count: int) -> Any:
+            place, factor = vector(start + k, count), spread(total[const(0)], count)
+            return tirx.BufferStore(y, shifted(k, count) - factor if logarithm else y[place] * factor, [place])
+
+        ending = tirx.log(total[const(0)]) if logarithm else const(1.0, "float32") / total[const(0)]
+        statements = [
+            row.reduced(most, tirx.min_value("float32"), tirx.max, element),
+            row.filled(total, const(0.0, "float32")),
+            row.each(exponential),
+            *row.folded(total, operator.add),
+            tirx.BufferStore(total, ending, [const(0)]),
+            row.each(finished),
+        ]
         return sequence([tirx.AllocBuffer(most), tirx.AllocBuffer(total), *statements])
 
     kernel = function([x, y], _attributes(), [tasks(kind.size // length, body)])

@@ -1,21 +1,15 @@
-"""Extrema along axes, and softmax of narrow floats: what TVM's own definitions get wrong.
-
-TVM starts a maximum at the lowest finite number, so that -inf among -inf alone is lost; and it sums float16 in float16.
-"""
+"""Extrema along axes. TVM starts a maximum at the lowest finite number, so that -inf among -inf alone is lost."""
 
 from collections.abc import Sequence
 from math import inf, prod
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from tvm import te, tirx
 
-from graphc.backends.relax_module import Lowering, computes, convert
+from graphc.backends.relax_module import Lowering, computes
 from graphc.errors import UnsupportedError
 from graphc.ir import Node
-
-NARROW = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 
 @computes("", "ReduceMax", "ReduceMin")
@@ -66,36 +60,3 @@ def _highest(dtype: np.dtype[Any]) -> Any:
     if dtype.kind in "iu":
         return int(np.iinfo(dtype).max)
     return True if dtype == np.bool_ else inf
-
-
-@computes("", "Softmax", "LogSoftmax")
-def softmax(state: Lowering, node: Node) -> Sequence[Any]:
-    """Of 16-bit floats in float32, rounded once at the end; of others as TVM has it."""
-    kind = state.type(node.inputs[0])
-    if kind.dtype not in NARROW:
-        return convert(state, node)
-    axis, shape = node.get_int("axis", -1) % len(kind.dims), kind.dims
-    logarithm = node.op == "LogSoftmax"
-
-    def define(x: te.Tensor) -> te.Tensor:
-        rest = (*shape[:axis], *shape[axis + 1 :])
-
-        def along(place: Sequence[Any], k: Any) -> tuple[Any, ...]:
-            return (*place[:axis], k, *place[axis:])
-
-        def others(place: Sequence[Any]) -> tuple[Any, ...]:
-            return (*place[:axis], *place[axis + 1 :])
-
-        k, j = te.reduce_axis((0, shape[axis]), "k"), te.reduce_axis((0, shape[axis]), "j")
-        most = te.compute(rest, lambda *i: te.max(x[along(i, k)].astype("float32"), axis=k), name="softmax_max")
-        shifted = te.compute(shape, lambda *i: x[i].astype("float32") - most[others(i)], name="softmax_shift")
-        total = te.compute(rest, lambda *i: te.sum(tirx.exp(shifted[along(i, j)]), axis=j), name="softmax_sum")
-
-        def element(*i: Any) -> Any:
-            if logarithm:
-                return (shifted[i] - tirx.log(total[others(i)])).astype(kind.dtype.name)
-            return (tirx.exp(shifted[i]) / total[others(i)]).astype(kind.dtype.name)
-
-        return te.compute(shape, element, name="softmax")
-
-    return [state.emit(define, state.value(node.inputs[0]), name="softmax")]

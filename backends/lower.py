@@ -1,6 +1,6 @@
 """From a graph to a program, in the compile server.
 
-Graph -> channels last -> Relax -> fused PrimFuncs -> scheduled -> stages -> Program
+Graph -> 16-bit floats widened -> channels last -> Relax -> fused PrimFuncs -> scheduled -> stages -> Program
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from graphc.backends.relax_module import ALIAS, MARK, relax_module
 from graphc.backends.schedule import scheduled
 from graphc.backends.stages import Stage, stages
 from graphc.backends.targets import Target
+from graphc.backends.widen import widened
 from graphc.errors import InputError, UnsupportedError
 from graphc.ir import Array, Graph
 
@@ -35,7 +36,7 @@ def lower(graph: Graph, target: Target, note: Note = lambda _: None) -> Program:
     Raises UnsupportedError naming the node that no kernel exists for, InputError where a shape is open.
     """
     _require_static(graph)
-    laid_out = channels_last(graph)
+    laid_out = channels_last(widened(graph))
     module, constants = relax_module(laid_out, target, note)
     module, marks = fused(module)
     return _Assembly(laid_out, target, constants, marks, note).program(module)

@@ -15,10 +15,12 @@ from tvm import relax, topi
 
 from graphc.backends.program import stored_dtype
 from graphc.backends.targets import Target
+from graphc.backends.widen import NARROW
 from graphc.errors import InternalError, UnsupportedError
 from graphc.ir import Array, Graph, Node, TensorType
 from graphc.ir.graph import OPSET, bits_of
 from graphc.ir.protobuf import node_to_proto
+from graphc.passes.fold_decoders import MOVES
 
 INLINE_ELEMENTS = 8
 """Float constants up to this size, and any integer one up to `INLINE_INTEGERS`, are shown to TVM's converters."""
@@ -87,6 +89,21 @@ class Lowering:
 
     def constant(self, name: str) -> Array | None:
         return self.graph.constants.get(name) if name else None
+
+    def weights(self, name: str) -> Array | None:
+        """A constant as it is stored: in 16 bits where the graph widens it to float32, which its kernel then does."""
+        node = self.graph.producers.get(name)
+        if node is None or node.domain:
+            return self.constant(name)
+        if node.op == "Cast":
+            array = self.constant(node.inputs[0])
+            return array if array is not None and array.dtype in NARROW else None
+        array = self.weights(node.inputs[0]) if node.op in MOVES else None
+        if array is None:
+            return None
+        if node.op == "Transpose":
+            return array.transpose(node.get_ints("perm", tuple(reversed(range(array.ndim)))))
+        return array.reshape(self.type(name).dims)
 
     def parameter(self, array: Array, hint: str) -> Any:
         """A constant of the program that the kernel reads through a pointer."""
