@@ -73,7 +73,7 @@ class _Widening:
                 self.edit.add("Cast", [wide], kind, name=f"{name}_narrow", outputs=[name], near=node)
 
     def _is_bfloat(self, name: str) -> bool:
-        return self.graph.types[name].dtype == ml_dtypes.bfloat16
+        return bool(self.graph.types[name].dtype == ml_dtypes.bfloat16)
 
     def _twin(self, name: str, reader: Node) -> str:
         """The float32 value of a narrow one."""
