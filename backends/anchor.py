@@ -55,19 +55,21 @@ def find(function: Any, target: Target) -> Anchor | None:
     inline_all(sch)
     blocks = [sch.get(block) for block in sch.get_child_blocks(sch.get_sblock("root"))]
     anchors = [block for block in blocks if "graphc.anchor" in block.annotations]
-    pads = [block for block in blocks if "graphc.role" in block.annotations]
-    if len(anchors) != 1 or blocks[-1] is anchors[0] or len(blocks) != len(pads) + 2 or len(pads) > 1:
+    roles = {str(block.annotations["graphc.role"]): block for block in blocks if "graphc.role" in block.annotations}
+    if len(anchors) != 1 or blocks[-1] is anchors[0] or len(blocks) != len(roles) + 2:
         return None
     anchor, out = anchors[0], blocks[-1]
+    before = [roles[role] for role in ("pad", "winograd_input") if role in roles]
+    sums = roles.get("winograd_output", anchor).body.buffer
     operands = _operands(anchor)
     if not operands or not isinstance(out.body, tirx.BufferStore):
         return None
     x, nest, padded = operands[0], None, None
-    if pads:
-        if not pads[0].body.buffer.same_as(x):
+    if before:
+        if not before[0].body.buffer.same_as(x):
             return None
-        padded, x = x, _operands(pads[0])[0]
-        schedule_block(sch, sch.get_sblock(pads[0].name_hint), max(1, target.lanes(32)))
+        padded, x = x, _operands(before[0])[0]
+        schedule_block(sch, sch.get_sblock(before[0].name_hint), max(1, target.lanes(32)))
         nest = sch.mod["main"].body.block.body.seq[0]
     variables = tuple(axis.var for axis in out.iter_vars)
     places = list(out.body.indices)
@@ -82,7 +84,7 @@ def find(function: Any, target: Target) -> Anchor | None:
         function.attrs,
         x,
         operands[1] if len(operands) > 1 else None,
-        anchor.body.buffer,
+        sums,
         variables,
         out.body,
         nest,

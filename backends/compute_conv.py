@@ -10,17 +10,20 @@ Weights are packed at compile time so that the innermost axis is a run of output
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
 
 import numpy as np
 from tvm import te, tirx
 
+from graphc.backends.compute_winograd import WinogradConvolution
 from graphc.backends.dot import DOTS, dot_product
 from graphc.backends.dot import Kind as DotKind
 from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
+from graphc.backends.tiles import winograd_block
 from graphc.backends.window import Window, window
+from graphc.backends.winograd import KERNEL, choose
 from graphc.ir import Array, Node
 
 Kind = Literal["dense", "depthwise", "grouped"]
@@ -217,20 +220,40 @@ def packed_weights(state: Lowering, conv: Convolution, name: str) -> Any:
     return state.emit(lambda w: packed_on_the_fly(conv, w), state.value(name), name="pack", pattern=OPAQUE)
 
 
+def winograd(state: Lowering, node: Node, conv: Convolution) -> WinogradConvolution | None:
+    """By Winograd's filtering where that should be faster, None for the direct sum."""
+    kind, span = state.type(node.inputs[0]), conv.window
+    plain = (span.kernel, span.strides, span.dilations) == ((KERNEL,) * 2, (1, 1), (1, 1)) and conv.groups == 1
+    if not plain or kind.dtype != np.float32 or state.constant(node.inputs[1]) is None:
+        return None
+    filtering = choose(state.target, kind.dims[0], span.output, conv.channels, conv.filters)
+    if filtering is None:
+        return None
+    block = winograd_block(state.target, conv.filters)
+    return WinogradConvolution(filtering, span, kind.dims[0], conv.size, conv.channels, conv.filters, block)
+
+
 @computes("graphc.nhwc", "Conv")
 def conv(state: Lowering, node: Node) -> Sequence[Any]:
     """y = conv(x, w) + bias in the operands' floating type."""
     shape = convolution(state, node)
     dtype = state.type(node.inputs[0]).dtype.name
-    operands = [state.value(node.inputs[0]), packed_weights(state, shape, node.inputs[1])]
+    fast = winograd(state, node, shape)
+    if fast is None:
+        weights = [packed_weights(state, shape, node.inputs[1])]
+    else:
+        weights = fast.operands(state, state.graph.constants[node.inputs[1]], node.inputs[1])
+        shape = replace(shape, block=fast.block)
+    operands = [state.value(node.inputs[0]), *weights]
     biased = len(node.inputs) > 2 and bool(node.inputs[2])
     if biased:
         bias = state.constant(node.inputs[2])
         operands.append(state.parameter(bias, node.inputs[2]) if bias is not None else state.value(node.inputs[2]))
     output = state.type(node.outputs[0]).dims
 
-    def define(x: te.Tensor, weights: te.Tensor, *bias: te.Tensor) -> te.Tensor:
-        acc = accumulate(shape, x, weights, dtype, tirx.const(0, dtype))
+    def define(x: te.Tensor, *rest: te.Tensor) -> te.Tensor:
+        given, bias = rest[: len(weights)], rest[len(weights) :]
+        acc = fast.accumulate(x, *given) if fast else accumulate(shape, x, given[0], dtype, tirx.const(0, dtype))
         return te.compute(
             output, lambda *i: sum_at(shape, acc, i) + bias[0][i[-1]] if bias else sum_at(shape, acc, i), name="out"
         )

@@ -22,7 +22,7 @@ from graphc.backends.elf import undefined_symbols, without_debug
 from graphc.backends.targets import Target, llvm_target
 from graphc.errors import InternalError
 
-STACK_BYTES = 64 << 10
+STACK_BYTES = 80 << 10
 """The most that a kernel's local buffers may take; what is larger must be a parameter that the memory plan owns."""
 
 # TVM's VectorizeLoop turns a loop around these into scalars, although LLVM has both for vectors.

@@ -130,8 +130,8 @@ class Contraction:
 
         def body(c: Any) -> Any:
             statements = []
-            for v in range(self.vectors):
-                for p in columns:
+            for p in columns:  # outside: one input is live at a time, beside a row of weights
+                for v in range(self.vectors):
                     at = vector((p * self.vectors + v) * self.lanes, self.lanes)
                     statements.append(
                         tirx.BufferStore(acc, self._multiply_add(acc[at], row, block, first + p, kh, kw, c, v), [at])

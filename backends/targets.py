@@ -5,7 +5,7 @@ A family (x86, ...) is one file with a `FAMILY` record; `_families` lists them. 
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from graphc.errors import UnsupportedError
@@ -48,6 +48,8 @@ class Target:
     library_ending: str = ".so"
     """Of a dynamic library; empty where there are none."""
     archive_ending: str = ".a"
+    winograd: bool = True
+    """Whether float convolutions may use Winograd's filtering: see `graphc.backends.winograd` for what it errs."""
 
     def has(self, instruction: str) -> bool:
         """Whether schedules may use `instruction`."""
@@ -93,14 +95,15 @@ def available() -> dict[Kind, list[str]]:
     }
 
 
-def resolve(entry: Mapping[str, str]) -> Target:
-    """The target that an entry of the spec's `targets:` names, such as `{"cpu": "native"}`.
+def resolve(entry: Mapping[str, Any]) -> Target:
+    """The target that an entry of the spec's `targets:` names, such as `{"cpu": "native", "winograd": False}`.
 
     Raises UnsupportedError for an id or a kind of target that graphc has no backend for, naming what there is.
     """
     for kind in ("cpu", "board", "gpu"):
         if entry.get(kind) is not None:
-            return _maker(kind, entry[kind])()
+            target = _maker(kind, entry[kind])()
+            return replace(target, winograd=entry.get("winograd", target.winograd))
     raise UnsupportedError("targets", f"expected a cpu, board or gpu, got {dict(entry)}.", "Write {cpu: native}.")
 
 

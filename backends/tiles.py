@@ -101,3 +101,20 @@ def amx_pieces(columns: int) -> tuple[int, int]:
     together = -(-pairs // LEAST_PIECES)
     pieces = -(-columns // (2 * AMX_ROWS * together))
     return pieces, 2 * AMX_ROWS * together
+
+
+WINOGRAD_BYTES = 64 << 10
+"""Most bytes of products that a task of Winograd's filtering keeps on the stack."""
+
+
+def winograd_block(target: Target, filters: int) -> int:
+    """Output channels in a run of transformed weights: two vectors leave room for the most tiles per weight read."""
+    width = max(1, target.lanes(32))
+    return width * min(2, -(-filters // width))
+
+
+def winograd_group(target: Target, tiles: int, block: int, points: int) -> int:
+    """How many tiles a task takes: whole register tiles, as many as fit."""
+    most = min(tiles, max(1, WINOGRAD_BYTES // (4 * points * block)))
+    tile = columns_in_tile(target, most, block)
+    return most // tile * tile

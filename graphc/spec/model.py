@@ -117,9 +117,14 @@ class Data(Section):
 
 
 class Cpu(Section):
-    """A workstation: this machine (`native`) or an x86-64 level that runs on every machine of that level."""
+    """A workstation: this machine (`native`) or an x86-64 level that runs on every machine of that level.
+
+    `winograd: off` keeps 3x3 convolutions of floats to the direct sum, which takes longer and rounds less (see
+    `graphc.backends.winograd`: errors of at most 6e-6 of a layer's largest result with it).
+    """
 
     cpu: Literal["native", "x86-64-v2", "x86-64-v3", "x86-64-v4"]
+    winograd: bool = True
 
     @property
     def id(self) -> str:
