@@ -231,7 +231,7 @@ def test_a_large_local_buffer_is_refused() -> None:
         objects.object_code(objects.tir_json(schedule.mod["main"]), "kernel", resolve({"cpu": "x86-64-v3"}))
     outer = schedule.get_loops(schedule.get_sblock("y"))[0]
     schedule.compute_at(block, schedule.add_unit_loop(outer))
-    with pytest.raises(InternalError, match=r"131072 bytes of stack \(at most 65536\); the largest is middle"):
+    with pytest.raises(InternalError, match=r"131072 bytes of stack \(at most 81920\); the largest is middle"):
         objects.object_code(objects.tir_json(schedule.mod["main"]), "kernel", resolve({"cpu": "x86-64-v3"}))
 
 
