@@ -226,8 +226,8 @@ class Winograd(Contraction):
             if (tiles - 1) * m + offset >= limit
         ]
 
-        def sums(channel: Any) -> Any:
-            return y[(i * m + j - v) * self.lanes + channel]
+        def sums(_: int, lane: Any) -> Any:
+            return y[(i * m + j) * self.lanes + lane]
 
         store = self.store([image, *at], block, 0, range(v, v + 1), sums)
         return tirx.IfThenElse(tirx.all(*inside), store, None) if inside else store
