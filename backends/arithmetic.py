@@ -1,6 +1,7 @@
 """The one integer arithmetic, in numpy: what every integer kernel on every target must compute, bit for bit.
 
-Sums are exact in int32 (whoever builds a node proves that they fit, with `MAX_SUM`). What follows a sum is one of
+Sums are exact in int32 (whoever builds a node proves that they fit, with `MAX_SUM`); only a bias may need int64, and
+then the sum with it is int64 too. What follows a sum is one of
 
     requantize   t = rint(float32(sum) * scale); t = min(max(t, low - zp), high - zp); y = int(t) + zp
                  float32(sum) and rint round half to even; one float32 multiply. `low - zp` and `high - zp` are small
@@ -34,6 +35,9 @@ Index: TypeAlias = tuple[Any, ...]
 
 MAX_SUM = 2**31 - 1
 """The largest magnitude that a sum may reach, partial sums included."""
+
+MAX_WIDE_SUM = 2**53
+"""The same for sums with a bias that int32 cannot add: int64 on targets, and exact in float64."""
 
 MAX_SHIFT = 30
 

@@ -37,6 +37,11 @@ def requantized(state: Lowering, node: Node, sums: Any, scale: Any) -> Any:
     return stored.astype(state.type(node.outputs[0]).dtype.name)
 
 
+def _plus(sums: Any, bias: Any) -> Any:
+    """int32 sums plus a bias, in the type of the bias."""
+    return sums.astype(bias.dtype) + bias
+
+
 def centered(x: Any, zero_point: int) -> Any:
     """int32(x) - zero_point."""
     wide = x.astype("int32")
@@ -85,7 +90,7 @@ def conv(state: Lowering, node: Node) -> Sequence[Any]:
     ).astype(np.int64).sum(axis=1)
     operands = [
         state.parameter(compute_conv.pack(shape, weights), node.inputs[1]),
-        state.parameter(bias.astype(np.int32), node.inputs[2]),
+        state.parameter(bias.astype(_constant(state, node, 2).dtype), node.inputs[2]),
         state.parameter(_per_channel(_constant(state, node, 3), shape.filters), node.inputs[3]),
     ]
     dtype = state.type(node.inputs[0]).dtype.name
@@ -95,7 +100,7 @@ def conv(state: Lowering, node: Node) -> Sequence[Any]:
         acc = compute_conv.accumulate(shape, x, w, "int32", tirx.const(zero_point, dtype), shift)
         return te.compute(
             output,
-            lambda *i: requantized(state, node, compute_conv.sum_at(shape, acc, i) + bias[i[-1]], scale[i[-1]]),
+            lambda *i: requantized(state, node, _plus(compute_conv.sum_at(shape, acc, i), bias[i[-1]]), scale[i[-1]]),
             name="out",
         )
 
@@ -122,7 +127,9 @@ def conv_transpose(state: Lowering, node: Node) -> Sequence[Any]:
 
     def define(x: te.Tensor, w: te.Tensor, bias: te.Tensor, scale: te.Tensor) -> te.Tensor:
         acc = shape.sums(x, w, output[-1], "int32", node.get_int("x_zero_point", 0))
-        return te.compute(output, lambda *i: requantized(state, node, acc[i] + bias[i[-1]], scale[i[-1]]), name="out")
+        return te.compute(
+            output, lambda *i: requantized(state, node, _plus(acc[i], bias[i[-1]]), scale[i[-1]]), name="out"
+        )
 
     return [state.emit(define, state.value(node.inputs[0]), *operands, name="conv_transpose_int8", pattern=OUT_FUSIBLE)]
 
@@ -152,7 +159,7 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
         def element(*i: Any) -> Any:
             sums = compute_matmul.sum_at(product, acc, i)
             if offsets:
-                sums = sums + _broadcast(offsets[0], (*i[:-2], i[-1]))
+                sums = _plus(sums, _broadcast(offsets[0], (*i[:-2], i[-1])))
             return requantized(state, node, sums, scale[i[-1]])
 
         return te.compute(output, element, name="out")
@@ -179,7 +186,8 @@ def _constant_right(
             shift = dot.shift(state.type(node.inputs[0]).dtype) if dot.step > 1 else 0
             weights = weights.astype(dot.weights if dot.step > 1 else weights.dtype)
     taken = (node.get_int("a_zero_point", 0) + shift) * weights.astype(np.int64).sum(axis=-2)
-    offsets = (_column_bias(state, node, product.columns) - taken).astype(np.int32)
+    bias = _column_bias(state, node, product.columns)
+    offsets = (bias - taken).astype(bias.dtype)
     right = state.parameter(compute_matmul.pack(product, weights), node.inputs[1])
     return product, right, [state.parameter(offsets, node.inputs[2] or "offsets")] if offsets.any() else [], shift
 
@@ -206,7 +214,7 @@ def _computed_right(
             name="column_sums",
         )
         by = tirx.const(a_zero_point, "int32")
-        return te.compute(sums.shape, lambda *i: bias[i[-1]] - sums[i] * by, name="offsets")
+        return te.compute(sums.shape, lambda *i: bias[i[-1]] - (sums[i] * by).astype(bias.dtype), name="offsets")
 
     offsets = state.emit(taken, b, state.parameter(bias, node.inputs[2] or "bias"), name="offsets", pattern=OPAQUE)
     return product, right, [offsets]

@@ -20,6 +20,8 @@ The domain `graphc.integer` exists inside the backends only. Its nodes, with the
     Softmax (x, table: uint32[256], scale: float32[1]) axis
     Table (x, table[256])
 
+A bias with which a sum may leave int32 is int64, and so is that sum.
+
 All but Table, and products whose result is float32, state y_zero_point, y_min and y_max (a Relu or Clip that follows is
 in them). Zero points and ends are integers of the stored type. Data movement and MaxPool are ONNX nodes on integers.
 """

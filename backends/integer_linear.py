@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from graphc.backends.arithmetic import MAX_SUM, Numbers
+from graphc.backends.arithmetic import MAX_SUM, MAX_WIDE_SUM, Numbers
 from graphc.backends.integer_constants import Decoded, decoded, floats
 from graphc.backends.integer_region import Grid, Quantized, Refusal, Region
 from graphc.ir.graph import Attribute, Node
@@ -217,11 +217,15 @@ def _channels(values: Numbers, name: str, count: int, trailing: int) -> Numbers:
 
 
 def _rounded_bias(bias: Numbers, unit: Numbers, worst: Numbers) -> Numbers:
-    """The bias as int32 in steps of `unit`. Raises Refusal where a sum with it may overflow."""
+    """The bias in steps of `unit`: int32, or int64 where a sum with it may need more.
+
+    Raises Refusal where int64 does not do either.
+    """
     steps = np.rint(bias / unit)
-    if np.any(np.abs(steps) + worst > MAX_SUM):
-        raise Refusal("a sum with its bias may overflow int32")
-    return np.asarray(steps.astype(np.int32))
+    largest = float(np.max(np.abs(steps) + worst, initial=0))
+    if not largest < MAX_WIDE_SUM:
+        raise Refusal("a sum with its bias may overflow int64")
+    return np.asarray(steps.astype(np.int32 if largest <= MAX_SUM else np.int64))
 
 
 def _emit(region: Region, product: _Product, grid: Grid, attributes: Mapping[str, Attribute]) -> str:

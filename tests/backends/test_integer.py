@@ -359,9 +359,9 @@ def wide_activations(m: Qdq) -> None:
     m.output(m.quantize(m.node("Relu", [m.input((2, 3))]), "uint16", 0.01, 0))
 
 
-@refusal("may overflow int32")
+@refusal("may overflow int64")
 def sums_that_overflow(m: Qdq) -> None:
-    bias = m.constant(np.array([1e9], np.float32))
+    bias = m.constant(np.array([1e18], np.float32))
     m.output(m.quantize(m.node("Conv", [m.input((1, 2, 4, 4)), m.weights((1, 2, 1, 1)), bias]), "int8", 1e7, 0))
 
 

@@ -229,6 +229,35 @@ def test_integers_equal_the_reference(kind: str, machine: tuple[Server, Cache], 
         np.testing.assert_array_equal(found, expected, err_msg=what)
 
 
+def test_biases_that_int32_sums_cannot_take(machine: tuple[Server, Cache], tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    scale, limit = np.float32(0.04 * 0.015), 2**31 - 1
+    weights: dict[str, Array] = {
+        "xs": np.array(0.04, np.float32), "xz": np.array(7, np.uint8),
+        "w": rng.integers(-127, 128, (20, 32, 1, 1)).astype(np.int8), "ws": np.full(20, 0.015, np.float32),
+        "v": rng.integers(-127, 128, (32, 20)).astype(np.int8),
+        "b": np.where(np.arange(20) % 2, limit, -limit).astype(np.int32), "bs": np.full(20, scale),
+        "ys": np.array(limit * scale / 100, np.float32), "yz": np.array(128, np.uint8),
+    }  # fmt: skip
+    lines = [
+        "dx = DequantizeLinear(x, xs, xz) da = DequantizeLinear(a, xs, xz)",
+        "dw = DequantizeLinear<axis=0>(w, ws) dv = DequantizeLinear<axis=1>(v, ws)",
+        "db = DequantizeLinear<axis=0>(b, bs)",
+        "c = Conv(dx, dw, db) y0 = QuantizeLinear(c, ys, yz)",
+        "m = MatMul(da, dv) n = Add(m, db) y1 = QuantizeLinear(n, ys, yz)",
+    ]
+    graph = graph_of(["uint8[1,32,5,5] x", "uint8[6,32] a"], weights, lines, TensorProto.UINT8)
+    lowered = integerize(graph)
+    assert [node.op for node in lowered.nodes] == ["Conv", "MatMul"]
+    assert all(lowered.constants[node.inputs[2]].dtype == np.int64 for node in lowered.nodes)
+    feeds: dict[str, Array] = {
+        name: rng.integers(0, 256, graph.types[name].dims).astype(np.uint8) for name in graph.inputs
+    }
+    for what, found, expected in run_everywhere(graph, feeds, Reference(lowered).run(feeds), machine, tmp_path):
+        np.testing.assert_array_equal(found, expected, err_msg=what)
+        assert set(np.unique(found)) <= {27, 28, 29, 227, 228, 229}, what
+
+
 def test_open_shapes_are_refused() -> None:
     target = targets.resolve({"cpu": "x86-64-v3"})
     with pytest.raises(InputError, match=r"input 'x'.*open shape.*model: inputs"):
