@@ -7,9 +7,10 @@ small. Rows of grouped convolutions meet one G per group, in order.
 Grids:
 - minmax: from end to end.
 - mse: ends pulled in to where sum (w' - w)^2 is smallest, of 40 shares from 1 down to 0.5.
-- hqq: half-quadratic quantization (H. Badri, A. Shaji, 2023): splits off outliers e = shrink_p(w - w'), then the zero
-  point (symmetric grids: the scale) that fits w - e best, in closed form, in turns. p = 0.7, 20 turns as in the paper.
-  ONNX's zero points are integers, so the last one is rounded, and the turn with the smallest sum |w - w'|^p stays.
+- hqq: half-quadratic quantization (H. Badri, A. Shaji, 2023): splits off outliers e = shrink_p(w - w'), then fits the
+  grid to w - e in closed form, in turns. p = 0.7, 20 turns as in the paper. The paper moves the zero point alone, which
+  in ONNX is an integer: here scale and zero point are fitted together (symmetric grids: the scale), and the turn with
+  the smallest sum |w - w'|^p stays.
 
 Points:
 - nearest: of each weight alone.
@@ -176,7 +177,6 @@ def _half_quadratic(rows: Doubles, full: Parameters, least: Doubles | float) -> 
     form, beta = full.format, 10.0
     symmetric = bool((full.zero_point.astype(np.int64) == form.middle).all())
     best, cost, now = full, _cost(rows, full, NORM), full
-    zero = full.zero_point.astype(np.float64)
     for _ in range(TURNS):
         points = quantize(rows, now).astype(np.float64)
         apart = rows - dequantize(quantize(rows, now), now)
@@ -188,10 +188,13 @@ def _half_quadratic(rows: Doubles, full: Parameters, least: Doubles | float) -> 
             wanted = np.where(energy > 0, _over(centred * (rows - outliers), full, np.sum), 1) / np.maximum(energy, 1)
             now = _scaled(full, np.where(wanted > 0, wanted, full.scale).astype(np.float32), least)
         else:
-            scale = full.spread(rows.shape)[0].astype(np.float64)
-            zero = _over(points - (rows - outliers) / scale, full, np.mean)
-            whole = np.clip(np.rint(zero), form.low, form.high).astype(np.int64)
-            now = replace(full, zero_point=whole.astype(form.dtype))
+            means = _over(points, full, np.mean), _over(rows - outliers, full, np.mean)
+            moments = _over(points * (rows - outliers), full, np.mean), _over(points**2, full, np.mean)
+            spread = moments[1] - means[0] ** 2
+            slope = np.where(spread > 0, (moments[0] - means[0] * means[1]) / np.where(spread > 0, spread, 1), 0)
+            now = _scaled(full, np.where(slope > 0, slope, full.scale).astype(np.float32), least)
+            whole = np.clip(np.rint(means[0] - means[1] / now.scale), form.low, form.high).astype(np.int64)
+            now = replace(now, zero_point=whole.astype(form.dtype))
         found = _cost(rows, now, NORM)
         better = found < cost
         kept = np.where(better, now.zero_point.astype(np.int64), best.zero_point.astype(np.int64))

@@ -165,15 +165,6 @@ def _ends(rows: npt.NDArray[np.float64], scheme: Scheme) -> tuple[npt.NDArray[np
     return groups.min(2, initial=0.0), groups.max(2, initial=0.0)
 
 
-def round_weights(rows: Floats, scheme: Scheme, least: Floats | float = 0.0) -> tuple[Integers, Parameters]:
-    """Constant weights [channels, depth] to the nearest integers of `scheme`, and how to read them back.
-
-    Scales are at least `least`, one number for each row or for all: what the bias beside the weights needs.
-    """
-    parameters = weight_parameters(rows, scheme, least)
-    return quantize(rows, parameters), parameters
-
-
 def least_scales(bias: Floats, input_scale: float) -> npt.NDArray[np.float64]:
     """The smallest weight scales with which `bias` [channels], in steps of input scale * weight scale, fits int32.
 

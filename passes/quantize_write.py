@@ -151,10 +151,9 @@ class _Writer:
             if node is unit.anchor:
                 self._biases[unit] = self._product(unit, operands)
                 attributes = _without_factors(attributes)
-            operands = [
-                self._biases[unit] if name and name == unit.bias else operand
-                for name, operand in zip(node.inputs, operands, strict=True)
-            ]
+            for position, name in enumerate(node.inputs):
+                if name and name == unit.bias:
+                    operands[position] = self._biases[unit]
         results = tuple(self._unrounded.get(name, name) for name in node.outputs)
         if tuple(operands) != node.inputs or results != node.outputs:
             types = [self._graph.types[name] for name in node.results]

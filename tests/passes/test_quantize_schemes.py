@@ -13,6 +13,7 @@ from graphc.errors import InputError
 from graphc.execute import Session
 from graphc.ir.graph import Graph, Node, TensorType
 from graphc.passes import quantize_schemes as schemes
+from graphc.passes.quantize_rounding import Method
 from graphc.passes.quantize_schemes import FORMATS, LARGEST_SCALE, SMALLEST_SCALE, Format, Parameters, Scheme
 
 ENDS = st.floats(-1e6, 1e6, width=32)
@@ -79,7 +80,7 @@ SCHEMES = st.builds(
 def test_weights_come_back_within_half_a_step(
     weights: np.ndarray[tuple[int, int], np.dtype[np.float32]], scheme: Scheme
 ) -> None:
-    integers, parameters = schemes.round_weights(weights, scheme)
+    integers, parameters = Method().apply(weights, scheme)
     back = schemes.dequantize(integers, parameters).astype(np.float64)
     scale, _ = parameters.spread(weights.shape)
     # An asymmetric zero point is rounded as well, so that an end may lie half a step beyond the last integer.
@@ -161,7 +162,7 @@ def test_channels_of_zeros_get_the_largest_scale_of_the_others() -> None:
 
 
 def test_unsigned_weights_stand_around_128() -> None:
-    integers, _ = schemes.round_weights(np.float32([[-1, 0, 1]]), Scheme(FORMATS["uint8"], per_channel=False))
+    integers, _ = Method().apply(np.array([[-1.0, 0, 1]]), Scheme(FORMATS["uint8"], per_channel=False))
     assert integers.tolist() == [[1, 128, 255]]
 
 
