@@ -10,6 +10,7 @@ then the sum with it is int64 too. What follows a sum is one of
     rescale      y = float32(sum) * scale: a product whose result stays in floating point, its bias in the sum
     add          y = clamp((((a - az) * am + (b - bz) * bm + (1 << (shift - 1))) >> shift) + zp, low, high)
                  all in int32 with an arithmetic shift: rounds half up. `add_multipliers` chooses am, bm and shift.
+                 Where an operand has 16 bits, sums are int64: 15 bits of multiplier would cost a step.
     table        y = table[x - smallest value of x's type]
     softmax      e = table[max(x) - x]; r = scale / float32(sum(e)); y = requantize(e, r)
                  table[d] = rint(exp(-d * x_scale) * T), T = min(2^23, (2^31 - 1) // n):
@@ -37,7 +38,7 @@ MAX_SUM = 2**31 - 1
 """The largest magnitude that a sum may reach, partial sums included."""
 
 MAX_WIDE_SUM = 2**53
-"""The same for sums with a bias that int32 cannot add: int64 on targets, and exact in float64."""
+"""The same for sums in int64 (a bias that int32 cannot add, an operand of 16 bits); they are exact in float64."""
 
 MAX_SHIFT = 30
 
@@ -83,10 +84,13 @@ class Window:
 
 
 def requantize(sums: Numbers, scale: Numbers, result: Result) -> Numbers:
-    """Sums to stored integers, or to the floats that they stand for where the result is float32.
+    """Sums to stored integers, or to the floats that they stand for where the result is float32; an int32 result is
+    the sum itself.
 
     `scale` (float32) broadcasts against them.
     """
+    if result.dtype == np.int32:
+        return sums.astype(np.int32)
     scaled = np.asarray(sums.astype(np.float32) * scale.astype(np.float32))
     if result.dtype == np.float32:
         return scaled
@@ -101,23 +105,26 @@ def add(
     *, result: Result,
 ) -> Numbers:  # fmt: skip
     """The fixed-point sum of two integer tensors on different grids, broadcast as numpy does."""
+    kind = np.dtype(np.int64 if any(x.dtype == np.int16 for x in operands) else np.int32).type
     terms = zip(operands, zero_points, multipliers, strict=True)
-    left, right = ((x.astype(np.int32) - np.int32(z)) * np.int32(m) for x, z, m in terms)
-    shifted = (left + right + np.int32(1 << (shift - 1))) >> np.int32(shift)
-    return np.asarray(np.clip(shifted + np.int32(result.zero_point), result.low, result.high)).astype(result.dtype)
+    left, right = ((x.astype(kind) - kind(z)) * kind(m) for x, z, m in terms)
+    shifted = (left + right + kind(1 << (shift - 1))) >> kind(shift)
+    return np.asarray(np.clip(shifted + kind(result.zero_point), result.low, result.high)).astype(result.dtype)
 
 
-def add_multipliers(ratios: tuple[float, float], reaches: tuple[int, int]) -> tuple[int, int, int]:
+def add_multipliers(
+    ratios: tuple[float, float], reaches: tuple[int, int], limit: int = MAX_SUM
+) -> tuple[int, int, int]:
     """`(am, bm, shift)` for operands whose scales are `ratios` times the result's, of magnitude at most `reaches`.
 
     am = rint(ratio_a * 2^shift), bm alike, with the largest shift in 1..30 for which
-    reach_a * |am| + reach_b * |bm| + 2^(shift-1) <= 2^31 - 1. Raises OverflowError where no shift fits.
+    reach_a * |am| + reach_b * |bm| + 2^(shift-1) <= limit. Raises OverflowError where no shift fits.
     """
     for shift in range(MAX_SHIFT, 0, -1):
         am, bm = round(ratios[0] * 2**shift), round(ratios[1] * 2**shift)
-        if reaches[0] * abs(am) + reaches[1] * abs(bm) + 2 ** (shift - 1) <= MAX_SUM:
+        if reaches[0] * abs(am) + reaches[1] * abs(bm) + 2 ** (shift - 1) <= limit:
             return am, bm, shift
-    raise OverflowError(f"operands {ratios} times as coarse as the result overflow int32")
+    raise OverflowError(f"operands {ratios} times as coarse as the result overflow int{limit.bit_length() + 1 & ~31}")
 
 
 def lookup(x: Numbers, table: Numbers) -> Numbers:

@@ -25,8 +25,10 @@ DOMAIN = "graphc.integer"
 
 def requantized(state: Lowering, node: Node, sums: Any, scale: Any) -> Any:
     """clamp(rint(float32(sums) * scale), y_min - zp, y_max - zp) + zp as the result's type; float32(sums) * scale
-    where that is float32.
+    where that is float32, the sums where it is int32.
     """
+    if state.type(node.outputs[0]).dtype.name == "int32":
+        return sums
     zero_point = node.get_int("y_zero_point", 0)
     low, high = node.get_int("y_min", 0) - zero_point, node.get_int("y_max", 0) - zero_point
     scaled = sums.astype("float32") * scale
@@ -64,6 +66,18 @@ def _centered_weights(state: Lowering, node: Node, position: int, channel_axis: 
     return wide.astype(np.int8 if fits else np.int16)
 
 
+def _bias(state: Lowering, node: Node, channels: int) -> Array:
+    """The bias per channel; zeros where there is none."""
+    given = node.inputs[2]
+    return _per_channel(_constant(state, node, 2), channels) if given else np.zeros(channels, np.int32)
+
+
+def _scale(state: Lowering, node: Node, channels: int) -> Array:
+    """The scale per channel; a product that gives its sums has none, and reads no 1."""
+    given = node.inputs[3]
+    return _per_channel(_constant(state, node, 3), channels) if given else np.ones(channels, np.float32)
+
+
 def _constant(state: Lowering, node: Node, position: int) -> Array:
     array = state.constant(node.inputs[position])
     if array is None:
@@ -79,19 +93,19 @@ def _per_channel(array: Array, channels: int) -> Array:
 def conv(state: Lowering, node: Node) -> Sequence[Any]:
     """y = requantize(bias + sum (x - x_zp) * (w - w_zp))."""
     weights = _centered_weights(state, node, 4, 0)
-    shape = compute_conv.convolution(state, node, weights.dtype)
+    wide = state.type(node.inputs[0]).bits > 8  # then the instruction takes 16-bit operands on either side
+    shape = compute_conv.convolution(state, node, np.dtype(np.int16) if wide else weights.dtype)
     dot = Dot.of(shape.dot)
     zero_point = node.get_int("x_zero_point", 0)
     # Dense kernels add plain products and pad with the zero point; the others skip padding, so they must subtract it.
     shift = dot.shift(state.type(node.inputs[0]).dtype) if shape.kind == "dense" else -zero_point
     weights = weights.astype(dot.weights if shape.kind == "dense" else weights.dtype)
-    bias = _per_channel(_constant(state, node, 2), shape.filters) - (zero_point + shift) * weights.reshape(
-        shape.filters, -1
-    ).astype(np.int64).sum(axis=1)
+    taken = (zero_point + shift) * weights.reshape(shape.filters, -1).astype(np.int64).sum(axis=1)
+    bias = _bias(state, node, shape.filters)
     operands = [
         state.parameter(compute_conv.pack(shape, weights), node.inputs[1]),
-        state.parameter(bias.astype(_constant(state, node, 2).dtype), node.inputs[2]),
-        state.parameter(_per_channel(_constant(state, node, 3), shape.filters), node.inputs[3]),
+        state.parameter((bias - taken).astype(bias.dtype), node.inputs[2] or "bias"),
+        state.parameter(_scale(state, node, shape.filters), node.inputs[3] or "scale"),
     ]
     dtype = state.type(node.inputs[0]).dtype.name
     output = state.type(node.outputs[0]).dims
@@ -148,18 +162,20 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
     product = compute_matmul.Product(batch, a[-2], a[-1], b[-1], channel_block(state.target, b[-1]))
     if state.constant(node.inputs[1]) is not None:
         product, right, offsets, shift = _constant_right(state, node, product)
+        if len(node.inputs) > 5:
+            offsets = [*offsets, *_taken_at_run_time(state, node)]
     else:
         product, right, offsets = _computed_right(state, node, product)
         shift = 0
-    scale = state.parameter(_per_channel(_constant(state, node, 3), b[-1]), node.inputs[3])
+    scale = state.parameter(_scale(state, node, b[-1]), node.inputs[3] or "scale")
 
     def define(x: te.Tensor, w: te.Tensor, scale: te.Tensor, *offsets: te.Tensor) -> te.Tensor:
         acc = compute_matmul.accumulate(product, x, w, "int32", shift=shift)
 
         def element(*i: Any) -> Any:
             sums = compute_matmul.sum_at(product, acc, i)
-            if offsets:
-                sums = _plus(sums, _broadcast(offsets[0], (*i[:-2], i[-1])))
+            for each in offsets:
+                sums = _plus(sums, _broadcast(each, (*i[:-2], i[-1])))
             return requantized(state, node, sums, scale[i[-1]])
 
         return te.compute(output, element, name="out")
@@ -168,8 +184,16 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
     return [state.emit(define, *operands, name="matmul_int8", pattern=OUT_FUSIBLE)]
 
 
-def _column_bias(state: Lowering, node: Node, columns: int) -> Array:
-    return _per_channel(_constant(state, node, 2), columns) if node.inputs[2] else np.zeros(columns, np.int32)
+def _taken_at_run_time(state: Lowering, node: Node) -> list[Any]:
+    """-a_zp * sum (b - b_zp) of each column, for a zero point that is an operand."""
+    columns = _centered_weights(state, node, 4, 1).astype(np.int64).sum(axis=0).astype(np.int32)
+
+    def define(zero_point: te.Tensor, columns: te.Tensor) -> te.Tensor:
+        at = (0,) * len(zero_point.shape)
+        return te.compute(columns.shape, lambda n: columns[n] * (-zero_point[at].astype("int32")), name="offsets")
+
+    operands = [state.value(node.inputs[5]), state.parameter(columns, "columns")]
+    return [state.emit(define, *operands, name="offsets", pattern=OPAQUE)]
 
 
 def _constant_right(
@@ -178,15 +202,17 @@ def _constant_right(
     """(product, packed weights, what is added to its sums if anything, the instruction's shift)."""
     weights = _centered_weights(state, node, 4, len(state.type(node.inputs[1]).dims) - 1)
     shift = 0
+    wide = state.type(node.inputs[0]).bits > 8
     if weights.ndim == 2:
-        dot = dot_product(state.target, weights.dtype, product.inner, product.rows)
+        kind = np.dtype(np.int16) if wide else weights.dtype
+        dot = dot_product(state.target, kind, product.inner, product.rows)
         if product.inner % dot.step == 0:
             block = dot.block(state.target, product.columns)
             product = dataclasses.replace(product, step=dot.step, dot=dot.kind, block=block)
             shift = dot.shift(state.type(node.inputs[0]).dtype) if dot.step > 1 else 0
             weights = weights.astype(dot.weights if dot.step > 1 else weights.dtype)
     taken = (node.get_int("a_zero_point", 0) + shift) * weights.astype(np.int64).sum(axis=-2)
-    bias = _column_bias(state, node, product.columns)
+    bias = _bias(state, node, product.columns)
     offsets = (bias - taken).astype(bias.dtype)
     right = state.parameter(compute_matmul.pack(product, weights), node.inputs[1])
     return product, right, [state.parameter(offsets, node.inputs[2] or "offsets")] if offsets.any() else [], shift
@@ -201,7 +227,7 @@ def _computed_right(
     b, zero_point = state.value(node.inputs[1]), node.get_int("b_zero_point", 0)
     packed = lambda t: compute_matmul.packed_on_the_fly(product, t, centered=("int16", zero_point))  # noqa: E731
     right = state.emit(packed, b, name="pack", pattern=OPAQUE)
-    a_zero_point, bias = node.get_int("a_zero_point", 0), _column_bias(state, node, product.columns)
+    a_zero_point, bias = node.get_int("a_zero_point", 0), _bias(state, node, product.columns)
     if not a_zero_point:
         return product, right, [state.parameter(bias, node.inputs[2])] if bias.any() else []
 
@@ -234,17 +260,20 @@ def add(state: Lowering, node: Node) -> Sequence[Any]:
     dtype = state.type(node.outputs[0]).dtype.name
     output = state.type(node.outputs[0]).dims
 
+    kind = "int64" if any(state.type(name).dtype == np.int16 for name in node.inputs) else "int32"
+
+    def number(value: int) -> Any:
+        return tirx.const(value, kind)
+
     def define(a: te.Tensor, b: te.Tensor) -> te.Tensor:
+        def term(tensor: te.Tensor, i: Sequence[Any], key: str) -> Any:
+            less = _broadcast(tensor, i).astype(kind) - number(node.get_int(f"{key}_zero_point", 0))
+            return less * number(node.get_int(f"{key}_multiplier", 0))
+
         def element(*i: Any) -> Any:
-            left = centered(_broadcast(a, i), node.get_int("a_zero_point", 0)) * tirx.const(
-                node.get_int("a_multiplier", 0), "int32"
-            )
-            right = centered(_broadcast(b, i), node.get_int("b_zero_point", 0)) * tirx.const(
-                node.get_int("b_multiplier", 0), "int32"
-            )
-            total = (left + right + tirx.const(1 << (shift - 1), "int32")) >> tirx.const(shift, "int32")
-            stored = total + tirx.const(zero_point, "int32")
-            return tirx.min(tirx.max(stored, tirx.const(low, "int32")), tirx.const(high, "int32")).astype(dtype)
+            total = (term(a, i, "a") + term(b, i, "b") + number(1 << (shift - 1))) >> number(shift)
+            stored = total + number(zero_point)
+            return tirx.min(tirx.max(stored, number(low)), number(high)).astype(dtype)
 
         return te.compute(output, element, name="add_int8")
 

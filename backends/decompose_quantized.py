@@ -2,7 +2,8 @@
 
 QLinearConv(x, w, b)    ->  Q(Conv(DQ(x), DQ(w), DQ(b)))        b is int32 in steps of x_scale * w_scale
 QLinearMatMul(a, b)     ->  Q(MatMul(DQ(a), DQ(b)))
-ConvInteger(x, w)       ->  Cast(Conv(float(x - x_zero_point), float(w - w_zero_point))), exact in the float chosen
+ConvInteger(x, w)       ->  Cast(Conv(float(x - x_zero_point), float(w - w_zero_point))), exact in the float chosen;
+                            constant weights go to the integer kernels instead
 """
 
 import numpy as np
@@ -44,6 +45,8 @@ def qlinear_matmul(rewrite: Rewrite) -> None:
 
 def conv_integer(rewrite: Rewrite) -> None:
     x, w = rewrite.node.inputs[:2]
+    if all(not name or name in rewrite.graph.constants for name in (w, rewrite.input(3))):
+        raise Decline  # becomes integers
     largest = int(np.prod(rewrite.dims(w)[1:])) * 255 * 255
     kind = FLOAT if largest < 2**24 else DOUBLE
     operands = []

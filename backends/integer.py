@@ -6,12 +6,14 @@ A product that nothing rounds (the last layer of a classifier, say) adds up inte
 
     x:int8 -> DequantizeLinear -> MatMul -> y     becomes     x -> graphc.integer.MatMul -> y
 
+MatMulInteger and ConvInteger give the sum itself, as int32 (integer_sums.py).
+
 The domain `graphc.integer` exists inside the backends only. Its nodes, with the arithmetic of `arithmetic.py`:
 
     Conv, ConvTranspose (x, w: int8, bias: int32[O], scale: float32[O], w_zero_point: int32[O] if any is not 0)
         kernel_shape, strides, pads, dilations, group, x_zero_point; ConvTranspose: output_padding
     MatMul, constant b (a, b: int8[K, N], bias: int32[N], scale: float32[N], b_zero_point: int32[N] if any is not 0)
-        a_zero_point
+        a_zero_point, or a sixth operand that gives it at run time
     MatMul, computed b (a, b, bias: int32[N] or absent, scale: float32[1]) a_zero_point, b_zero_point
     Add (a, b) a_zero_point, b_zero_point, a_multiplier, b_multiplier, shift; an operand may be an int32 constant
     Multiply (a, b, scale: float32[1]) a_zero_point, b_zero_point
@@ -22,8 +24,9 @@ The domain `graphc.integer` exists inside the backends only. Its nodes, with the
 
 A bias with which a sum may leave int32 is int64, and so is that sum.
 
-All but Table, and products whose result is float32, state y_zero_point, y_min and y_max (a Relu or Clip that follows is
-in them). Zero points and ends are integers of the stored type. Data movement and MaxPool are ONNX nodes on integers.
+Products with an int32 result have neither bias nor scale. All but these, products with a float32 result and Table state
+y_zero_point, y_min and y_max (a Relu or Clip that follows is in them). Zero points and ends are integers of the stored
+type. Data movement and MaxPool are ONNX nodes on integers. Products, sums and pools take int16 as well as 8 bits.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,6 +42,7 @@ from graphc.backends import integer_rules as rules
 from graphc.backends.dead_nodes import drop_dead_nodes
 from graphc.backends.integer_constants import grid_of, read_dequantize
 from graphc.backends.integer_region import DOMAIN, Grid, Quantize, Read, Refusal, Region
+from graphc.backends.integer_sums import SUMS
 from graphc.ir.graph import Graph
 
 __all__ = ["DOMAIN", "Integerized", "Skip", "explain", "integerize"]
@@ -98,15 +102,18 @@ def explain(graph: Graph) -> Integerized:
             refused[node.outputs[0]] = str(reason)
         else:
             region.edit.remove(node)
-    _keep_sums(region)
+    _keep_products(region)
     rewritten = drop_dead_nodes(region.edit.apply())
     return Integerized(rewritten, tuple(_skips(rewritten, refused)))
 
 
-def _keep_sums(region: Region) -> None:
-    """Products of integers whose results are read in floating point: what no node reads in the end is dropped."""
+def _keep_products(region: Region) -> None:
+    """Products of integers whose results are read as sums or floats: what no node reads in the end is dropped."""
+    rules = {**linear.LINEAR, "Add": linear.biased, "Sub": linear.biased}
     for node in region.graph.nodes:
-        rules = {**linear.LINEAR, "Add": linear.biased, "Sub": linear.biased}
+        if node.op in SUMS and not node.domain:
+            with suppress(Refusal):  # stays an operator of ONNX
+                region.edit.redirect(node.outputs[0], SUMS[node.op](region, node))
         rule = rules.get(node.op) if not node.domain else None
         if rule is None or region.graph.types[node.outputs[0]].dtype != np.float32:
             continue

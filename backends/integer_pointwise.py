@@ -102,6 +102,7 @@ def tabulate(region: Region, node: Node, grid: Grid) -> str:
     source = _source(region, name, {})
     if source is None:
         raise Refusal(f"{node.label} is a constant")
+    source[1].grid.require_bytes(node.label)
     info = np.iinfo(str(source[1].grid.dtype))
     every = source[1].grid.expand(np.arange(info.min, info.max + 1))
     with np.errstate(all="ignore"):

@@ -25,7 +25,7 @@ class Refusal(Exception):  # noqa: N818 (an answer, not an error)
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """8-bit integers q that stand for (q - zero_point) * scale; values written to it keep within low..high.
+    """Integers q (8 bits, or int16) that stand for (q - zero_point) * scale; values written to it stay in low..high.
 
     The grid of float32 (see `floats`) has the scale 1 and no ends.
     """
@@ -38,9 +38,9 @@ class Grid:
 
     @classmethod
     def full(cls, dtype: np.dtype[np.generic], scale: float, zero_point: int) -> "Grid":
-        """The grid over all of `dtype`. Raises Refusal where that has not 8 bits or the scale is no positive number."""
-        if dtype not in (np.int8, np.uint8):
-            raise Refusal(f"{dtype} activations have no integer kernels (int8 and uint8 have)")
+        """The grid over all of `dtype`. Raises Refusal for other types and where the scale is no positive number."""
+        if dtype not in (np.int8, np.uint8, np.int16):
+            raise Refusal(f"{dtype} activations have no integer kernels (int8, uint8 and int16 have)")
         if not (np.isfinite(scale) and scale > 0):
             raise Refusal(f"its scale is {scale}")
         info = np.iinfo(str(dtype))
@@ -56,6 +56,11 @@ class Grid:
         """The largest |q - zero_point| of any q."""
         info = np.iinfo(str(self.dtype))
         return max(int(info.max) - self.zero_point, self.zero_point - int(info.min))
+
+    def require_bytes(self, subject: str) -> None:
+        """Refuse what only a table of 256 entries can compute, for integers of 16 bits."""
+        if self.dtype.itemsize > 1:
+            raise Refusal(f"{subject} would need a table of 65536 entries")
 
     @property
     def result(self) -> Result:
@@ -219,6 +224,7 @@ class Region:
         )
         if same and grid.low <= source.grid.low and grid.high >= source.grid.high:
             return source.name
+        source.grid.require_bytes("another grid")
         info = np.iinfo(str(source.grid.dtype))
         every = np.arange(info.min, info.max + 1)
         return self.tabulate(source, grid.round(source.grid.expand(every)), self.graph.producers[value], value)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphc.backends.arithmetic import MAX_SUM, Numbers, add_multipliers, softmax_table
+from graphc.backends.arithmetic import MAX_SUM, MAX_WIDE_SUM, Numbers, add_multipliers, softmax_table
 from graphc.backends.integer_constants import floats
 from graphc.backends.integer_linear import window
 from graphc.backends.integer_region import Grid, Refusal, Region
@@ -14,8 +14,11 @@ from graphc.ir.graph import Attribute, Node
 def add(region: Region, node: Node, grid: Grid) -> str:
     """Add and Sub in fixed point. A float constant enters as int32, already multiplied: exact to 2^-shift steps."""
     a, b = (_term(region, name, grid) for name in node.inputs)
+    wide = any(term.steps is None and term.reach > 255 for term in (a, b))
+    if wide and not (a.steps is None and b.steps is None):
+        raise Refusal("a constant is added to int16")
     try:
-        am, bm, shift = add_multipliers((a.ratio, b.ratio), (a.reach, b.reach))
+        am, bm, shift = add_multipliers((a.ratio, b.ratio), (a.reach, b.reach), MAX_WIDE_SUM if wide else MAX_SUM)
     except OverflowError as error:
         raise Refusal(str(error)) from error
     sign = -1 if node.op == "Sub" else 1
@@ -55,6 +58,8 @@ def _term(region: Region, name: str, grid: Grid) -> _Term:
 def multiply(region: Region, node: Node, grid: Grid) -> str:
     """Mul of two quantized values (a squeeze-and-excite gate, say)."""
     a, b = (region.read(name) for name in node.inputs)
+    if a.grid.reach * b.grid.reach > MAX_SUM:
+        raise Refusal("a product may overflow int32")
     scale = np.array([a.grid.scale * b.grid.scale / grid.scale], np.float32)
     inputs = [a.name, b.name, region.edit.constant(scale, f"{region.name(node)}_scale")]
     attributes = {"a_zero_point": a.grid.zero_point, "b_zero_point": b.grid.zero_point, **grid.attributes}
@@ -99,6 +104,7 @@ def mean(region: Region, node: Node, grid: Grid) -> str:
 def softmax(region: Region, node: Node, grid: Grid) -> str:
     """Softmax along one axis of known length."""
     x, axis = region.read(node.inputs[0]), node.get_int("axis", -1) % region.rank(node.inputs[0])
+    x.grid.require_bytes(node.label)
     (length,) = region.lengths(node.inputs[0], (axis,))
     hint = region.name(node)
     inputs = [

@@ -103,7 +103,8 @@ def _conv(node: Node, operands: Sequence[Numbers | None], result: Result) -> Num
 def _matmul(node: Node, operands: Sequence[Numbers | None], result: Result) -> Numbers:
     a, b, bias, scale, zero_points = (_given(operands, i) for i in range(5))
     offsets = zero_points + np.int32(node.get_int("b_zero_point", 0))
-    sums = arithmetic.multiply_matrices(a, b, a_zero_point=node.get_int("a_zero_point", 0), b_zero_points=offsets)
+    a_zero_point = int(_given(operands, 5).reshape(())) if len(operands) > 5 else node.get_int("a_zero_point", 0)
+    sums = arithmetic.multiply_matrices(a, b, a_zero_point=a_zero_point, b_zero_points=offsets)
     return arithmetic.requantize(sums + bias, scale, result)
 
 

@@ -1,7 +1,7 @@
 """Which grid each quantized value is on: formats and methods from the options, ranges from statistics and constants."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class Options(Protocol):
     @property
     def activations(self) -> str: ...
     @property
-    def calibrate(self) -> Method | None: ...
+    def calibrate(self) -> Method | Literal["dynamic"] | None: ...
     @property
     def percentile(self) -> float | None: ...
     @property
@@ -68,7 +68,7 @@ class Grids:
         if share.probability:
             return schemes.unit_interval(form)
         low, high = self._span(share, form.name, makers)
-        return schemes.affine(low, high, form, own.symmetric, f"value '{share.roots[0]}'")
+        return schemes.affine(low, high, form, _symmetric(own, form), f"value '{share.roots[0]}'")
 
     def crushed(self, plan: Plan) -> dict[Node, str]:
         """Nodes whose result would crush an operand, with that reason to keep them float.
@@ -129,7 +129,7 @@ class Grids:
         own = self._own(name, share, makers)
         found = self._statistics.get(self._observation(name, own))
         if found is not None:
-            choice = Choice(_method(own), own.percentile, FORMATS[form], own.symmetric)
+            choice = Choice(_method(own), own.percentile, FORMATS[form], _symmetric(own, FORMATS[form]))
             key = (name, choice)
             if key not in self._spans:
                 self._spans[key] = choose(found, choice)
@@ -148,7 +148,7 @@ class Grids:
         """The options that say how a value's range is found."""
         if name in makers:
             return self._options[makers[name]]
-        if self._base.calibrate is None and share.owner is not None:
+        if self._base.calibrate in (None, "dynamic") and share.owner is not None:
             return self._options[share.owner]
         return self._base
 
@@ -162,6 +162,11 @@ def _makers(plan: Plan) -> dict[str, Node]:
 
 def _method(own: Options) -> Method:
     """Integer activations always come with a method: the pass refuses options without one."""
-    if own.calibrate is None:
-        raise ValueError("integer activations without a way to calibrate them")
+    if own.calibrate is None or own.calibrate == "dynamic":
+        raise ValueError("a grid without a way to find its range")
     return own.calibrate
+
+
+def _symmetric(own: Options, form: Format) -> bool:
+    """Zero is in the middle of int16 always: 16 bits have room, and sums of products stay half as large."""
+    return own.symmetric or form.name == "int16"

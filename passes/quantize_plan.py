@@ -14,6 +14,7 @@ import networkx as nx
 import numpy as np
 
 from graphc.ir.graph import Graph, Node
+from graphc.passes.quantize_dynamic import DYNAMIC, objection
 from graphc.passes.quantize_operators import (
     LIMITERS,
     OPERATORS,
@@ -37,6 +38,10 @@ class Options(Protocol):
     def weights(self) -> str: ...
     @property
     def group(self) -> int | None: ...
+    @property
+    def calibrate(self) -> str | None: ...
+    @property
+    def symmetric_weights(self) -> bool: ...
     @property
     def activations(self) -> str: ...
 
@@ -72,11 +77,14 @@ class Share:
 
 @dataclass(frozen=True)
 class Plan:
-    """Units in graph order, the share of every quantized value, nodes with weights alone, and why the rest stays."""
+    """Units in graph order, the share of every quantized value, nodes with weights alone, products of activations that
+    are quantized at run time, and why the rest stays.
+    """
 
     units: tuple[Unit, ...]
     shares: Mapping[str, Share]
     weight_only: tuple[Node, ...]
+    dynamic: tuple[Node, ...]
     skipped: Mapping[Node, str]
 
 
@@ -88,6 +96,7 @@ def plan(
     """
     skipped: dict[Node, str] = dict(refused)
     candidates: dict[Node, Operator] = {}
+    dynamic: list[Node] = []
     captured = {name for node in graph.nodes for inner in node.subgraphs for name in inner.captures}
     for node in graph.nodes:
         if node in refused or not _computes_floats(graph, node):
@@ -95,6 +104,10 @@ def plan(
         found = _candidate(graph, node, options[node], captured)
         if isinstance(found, str):
             skipped[node] = found
+        elif options[node].calibrate == DYNAMIC:
+            reason = objection(graph, node, options[node].weights, options[node].symmetric_weights)
+            skipped.update({node: reason} if reason else {})
+            dynamic += [] if reason else [node]
         else:
             candidates[node] = found
     units = _Grouping(graph, candidates, skipped).units()
@@ -104,7 +117,7 @@ def plan(
     skipped.update(beyond)
     weight_only = tuple(node for node in alone if node not in beyond)
     shares = _shares(graph, units, borders)
-    return Plan(tuple(units), shares, weight_only, skipped)
+    return Plan(tuple(units), shares, weight_only, tuple(dynamic), skipped)
 
 
 def data_operands(node: Node, operator: Operator) -> tuple[str, ...]:
@@ -146,8 +159,17 @@ def _objections(graph: Graph, node: Node, operator: Operator, options: Options, 
     readers = [user for name in node.results for user in graph.users.get(name, ())]
     if any(s.op == "DequantizeLinear" for s in sources) or any(r.op == "QuantizeLinear" for r in readers):
         yield "it is quantized already"
+    if options.activations == "int16" and _is_table(graph, node, operator):
+        yield f"{node.op} of 16 bits would need a table of 65536 entries"
     if reason := operator.refuse(graph, node):
         yield reason
+
+
+def _is_table(graph: Graph, node: Node, operator: Operator) -> bool:
+    """Whether integers of 8 bits would go through a table here: functions, limits aside, and sums with constants."""
+    if operator.role is Role.POINTWISE or operator.probability:
+        return node.op not in LIMITERS
+    return node.op in WITH_SCALAR and any(name in graph.constants for name in node.inputs)
 
 
 def _weight_alone(graph: Graph, node: Node, options: Options) -> bool:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from graphc.ir.edit import Edit
 from graphc.ir.graph import Attribute, Graph, Node
+from graphc.passes.quantize_dynamic import Dynamic
 from graphc.passes.quantize_operators import LIMITERS, Role, weight_position
 from graphc.passes.quantize_plan import Plan, Unit
 from graphc.passes.quantize_schemes import (
@@ -58,7 +59,7 @@ def write(
     rounder: Rounder,
 ) -> Graph:
     """`graph` as `plan` says, each value on its grid; `borders` are the inputs and outputs that become integers."""
-    if not grids and not plan.weight_only:
+    if not grids and not plan.weight_only and not plan.dynamic:
         return graph
     return _Writer(graph, plan, options, grids, frozenset(borders), rounder).write()
 
@@ -82,6 +83,7 @@ class _Writer:
         self._rounded: dict[str, str] = {}
         self._grid_names: dict[int, tuple[str, str]] = {}
         self._decoders = Decoders(self._edit)
+        self._dynamic = Dynamic(self._edit)
         self._biases: dict[Unit, str] = {}
 
     def write(self) -> Graph:
@@ -91,9 +93,12 @@ class _Writer:
         if not self._borders.isdisjoint(kinds):
             integers = {n: replace(kinds[n], dtype=self._grids[n].format.dtype) for n in kinds if n in self._borders}
             self._edit.set_inputs({**kinds, **integers})
-        weight_only = set(self._plan.weight_only)
+        weight_only, dynamic = set(self._plan.weight_only), set(self._plan.dynamic)
         for node in self._graph.nodes:
-            self._rewrite(node, node in weight_only)
+            if node in dynamic:
+                self._multiply_dynamically(node)
+            else:
+                self._rewrite(node, node in weight_only)
         return self._edit.apply()
 
     def _constant(self, name: str) -> str:
@@ -158,6 +163,18 @@ class _Writer:
         if tuple(operands) != node.inputs or results != node.outputs:
             types = [self._graph.types[name] for name in node.results]
             self._edit.replace(node, inputs=operands, attributes=attributes, outputs=results, types=types)
+
+    def _multiply_dynamically(self, node: Node) -> None:
+        weights = weights_of(self._graph, node, node.get_float("alpha", 1.0))
+        scheme = weights.fitted(self._options[node].scheme)
+        encoded = self._rounder.rounded(node, weights.rows, scheme, 0.0)
+        bias = None
+        if len(node.inputs) > 2 and node.inputs[2]:
+            bias = self._graph.constants[node.inputs[2]].astype(np.float64).ravel() * node.get_float("beta", 1.0)
+        drift = self._rounder.drift(node, dequantize(*encoded) - weights.rows)
+        if drift is not None:
+            bias = (0.0 if bias is None else bias) - drift
+        self._dynamic.write(node, self._operand(None, node.inputs[0]), weights, encoded, bias)
 
     def _operand(self, unit: Unit | None, name: str) -> str:
         """What `name` is read as: unrounded inside a unit and between float nodes, rounded everywhere else."""

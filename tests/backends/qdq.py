@@ -46,6 +46,18 @@ class Qdq:
         offset = self.random.integers(*zero_points, count).astype(dtype)
         return self.dequantize(self.constant(values), np.asarray(scale), np.asarray(offset), axis or 0)
 
+    def dynamic(self, shape: Sequence[int]) -> tuple[str, str, str]:
+        """A float input of the model, quantized at run time: integers, scale, zero point."""
+        name = self._name("x")
+        self._inputs.append(helper.make_tensor_value_info(name, 1, list(shape)))
+        first = self.node("DynamicQuantizeLinear", [name], 3)
+        return first, f"{first}_1", f"{first}_2"
+
+    def integers(self, shape: Sequence[int], dtype: str) -> str:
+        """A constant of any integers."""
+        info = np.iinfo(dtype)
+        return self.constant(np.asarray(self.random.integers(info.min, info.max + 1, shape), dtype))
+
     def floats(self, shape: Sequence[int], spread: float = 1.0) -> str:
         return self.constant((self.random.standard_normal(shape) * spread).astype(np.float32))
 
@@ -68,7 +80,7 @@ class Qdq:
         if scale is None or zero_point is None:
             seen = self.run(value)
             low, high = min(0.0, float(seen.min()) * 0.9), max(1e-3, float(seen.max()) * 0.9)
-            scale = (high - low) / 255
+            scale = (high - low) / (255 if dtype.endswith("8") else 65535)
             zero_point = round(-low / scale) + int(np.iinfo(dtype).min)
         constants = [self.constant(np.array(scale, np.float32)), self.constant(np.array(zero_point, dtype))]
         return self.node("QuantizeLinear", [value, *constants])
@@ -106,9 +118,12 @@ class Qdq:
 
 
 def feeds(graph: Graph, random: np.random.Generator) -> dict[str, Array]:
-    """Integers over the whole range of each input."""
-    found = {}
+    """Integers over the whole range of each input; noise for a float one."""
+    found: dict[str, Array] = {}
     for name in graph.inputs:
+        if graph.types[name].dtype == np.float32:
+            found[name] = random.standard_normal(graph.types[name].dims).astype(np.float32)
+            continue
         info = np.iinfo(str(graph.types[name].dtype))
         shape = [n if isinstance(n, int) else 2 for n in graph.types[name].shape or ()]
         found[name] = random.integers(info.min, info.max + 1, shape).astype(str(graph.types[name].dtype))

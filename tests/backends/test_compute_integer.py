@@ -44,9 +44,35 @@ def products_of_activations(m: Qdq) -> None:
     m.result(m.node("Gemm", [m.input((8, 4)), m.input((6, 8), "int8", 0.01, 0), c], transA=1, transB=1))
 
 
+def sums(m: Qdq) -> None:
+    """Products whose int32 sums are the result, with zero points that only a run knows."""
+    q, scale, zero = m.dynamic((3, 40))
+    sums = m.node("MatMulInteger", [q, m.integers((40, 19), "int8"), zero, m.integers((19,), "int8")])
+    m.output(m.node("Mul", [m.node("Cast", [sums], to=1), scale]))
+    q, _, zero = m.dynamic((1, 6, 9, 8))
+    m.output(
+        m.node("ConvInteger", [q, m.integers((17, 6, 3, 3), "uint8"), zero, m.integers((), "uint8")], pads=[1] * 4)
+    )
+    m.output(m.node("ConvInteger", [q, m.integers((6, 1, 3, 3), "int8"), zero], group=6))
+
+
+def sixteen_bits(m: Qdq) -> None:
+    """int16 activations: products with weights of 8 bits, sums in 64 bits, averages."""
+    x = m.input((1, 6, 9, 8), "int16", 0.001, 0)
+    c = m.requantize(m.node("Conv", [x, m.weights((6, 6, 3, 3)), m.floats((6,))], pads=[1, 1, 1, 1]), "int16")
+    d = m.requantize(m.node("Conv", [x, m.weights((6, 1, 3, 3))], pads=[1, 1, 1, 1], group=6), "int16")
+    y = m.node("Relu", [m.node("Add", [c, d])])
+    m.result(y, "int16")
+    m.result(m.node("GlobalAveragePool", [c]), "int16")
+    m.result(m.node("Mul", [m.input((2, 6), "int16", 0.001, 0), m.input((6,), "int16", 0.0003, 0)]), "int16")
+    m.output(m.node("MatMul", [m.input((2, 3, 40), "int16", 0.002, 100), m.weights((40, 7), 1)]))
+
+
 MODELS: dict[str, Callable[[Qdq], None]] = {
     "float_results": float_results,
     "products_of_activations": products_of_activations,
+    "sums": sums,
+    "sixteen_bits": sixteen_bits,
 }
 
 

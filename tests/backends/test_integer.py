@@ -359,6 +359,16 @@ def wide_activations(m: Qdq) -> None:
     m.output(m.quantize(m.node("Relu", [m.input((2, 3))]), "uint16", 0.01, 0))
 
 
+@refusal("would need a table of 65536 entries")
+def functions_of_int16(m: Qdq) -> None:
+    m.output(m.quantize(m.node("Sigmoid", [m.input((2, 3), "int16", 1e-4, 0)]), "int16", 1e-4, 0))
+
+
+@refusal("a constant is added to int16")
+def constants_beside_int16(m: Qdq) -> None:
+    m.output(m.quantize(m.node("Add", [m.input((2, 3), "int16", 1e-4, 0), m.floats((3,))]), "int16", 1e-4, 0))
+
+
 @refusal("may overflow int64")
 def sums_that_overflow(m: Qdq) -> None:
     bias = m.constant(np.array([1e18], np.float32))

@@ -264,3 +264,37 @@ def test_softmax_is_on_the_grid_of_one_256th() -> None:
     after, _ = quantized(before)
     assert grids(after, "y") == {(1 / 256, 0)}
     assert grids(quantized(before, activations="int8")[0], "y") == {(1 / 256, -128)}
+
+
+def test_sixteen_bits_keep_what_eight_round_away_and_stay_integers() -> None:
+    before = model(
+        "(float[1,3,8,8] x) => (float[1,4,1,1] y)",
+        """
+        c = Conv <pads = [1,1,1,1]> (x, w, b)
+        r = Relu (c)
+        d = Conv <pads = [1,1,1,1]> (r, v)
+        a = Add (d, r)
+        y = GlobalAveragePool (a)
+        """,
+        w=normal(4, 3, 3, 3), b=normal(4), v=normal(4, 4, 3, 3),
+    )  # fmt: skip
+    after, context = quantized(before, activations="int16")
+    assert context.skips == []
+    assert {zero for _, zero in grids(after, "x", "r", "d", "a", "y")} == {0}
+    assert_all_integer(after)
+    weights_alone, _ = quantized(before, activations="none", calibrate=None)
+    assert_close(weights_alone, after, 60)
+
+
+def test_functions_of_sixteen_bits_stay_float() -> None:
+    before = model(
+        "(float[2,8] x) => (float[2,5] y)",
+        "h = MatMul (x, w)\ns = Sigmoid (h)\nk = Add (h, n)\nm = Mul (s, k)\ny = MatMul (m, v)",
+        w=normal(8, 6), v=normal(6, 5), n=normal(2, 6),
+    )  # fmt: skip
+    after, context = quantized(before, activations="int16")
+    reasons = {skip.operator: skip.reason for skip in context.skips}
+    assert reasons["Sigmoid"] == "Sigmoid of 16 bits would need a table of 65536 entries"
+    assert reasons["Add"] == "Add of 16 bits would need a table of 65536 entries"
+    weights_alone, _ = quantized(before, activations="none", calibrate=None)
+    assert_close(weights_alone, after, 60)
