@@ -190,6 +190,36 @@ def bench(
 
 
 @app.command()
+def sensitivity(
+    spec: SpecFile,
+    *,
+    weights: Annotated[
+        str, typer.Option("--weights", metavar="FORMATS", help="Formats to try, such as int8,int4; else the spec's.")
+    ] = "",
+    samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Judge on so many samples.")] = 64,
+    size: Annotated[str, typer.Option("--size", metavar="BYTES", help="Choose formats for this size: 200KiB.")] = "",
+    average_bits: Annotated[
+        float | None, typer.Option("--average-bits", metavar="BITS", help="Choose formats of so many bits on average.")
+    ] = None,
+    accuracy_drop: Annotated[
+        float | None, typer.Option("--accuracy-drop", metavar="D", help="Choose the coarsest formats within this drop.")
+    ] = None,
+    latency: Annotated[str, typer.Option("--latency", metavar="TIME", help="Choose formats for this time: 2ms.")] = "",
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="Write the chosen spec there (SPEC_mixed.yaml).")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw it (extra `report`).")] = None,
+    json: Json = False,
+) -> None:
+    """Measure what quantizing each layer alone costs, and choose formats per layer under a limit."""
+    from graphc.cli_sensitivity import limits_of, show_sensitivity
+
+    limits = limits_of(size, average_bits, accuracy_drop, latency)
+    formats = [name for name in weights.split(",") if name]
+    show_sensitivity(spec, formats, samples, limits, json=json, plot=plot, out=out)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of spec files, for editors."""
     from graphc.cli_lists import print_schema

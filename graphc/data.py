@@ -77,6 +77,11 @@ class Dataset:
         """Number of runs of the model."""
         return len(self._runs)
 
+    @property
+    def rows(self) -> int:
+        """Rows of the file that one run of the model takes."""
+        return next((source.rows for source in self._sources.values() if source.rows), 1)
+
     def __iter__(self) -> Iterator[Batch]:
         """Raises InputError where the data holds NaN or infinity, or the file turns out to be damaged."""
         streams = [source.read(self._runs) for source in self._sources.values()]
@@ -127,7 +132,7 @@ class Dataset:
 
     def _choose(self, count: int | None, available: int) -> list[int]:
         """The runs to make: all, or `count` samples' worth spread evenly."""
-        rows = next((source.rows for source in self._sources.values() if source.rows), 1)
+        rows = self.rows
         wanted = available * rows if count is None else count
         if wanted > available * rows:
             problem = f"expected at least {wanted} samples, got {available * rows}."

@@ -71,7 +71,7 @@ def run(
     skips: list[Sequence[Skip]] = [()]
     for index, step in enumerate(passes[:stop_after], 1):
         name = f"step {index} ({step.kind})"
-        statistics = _statistics(step, graphs[-1], data, memory, stage_of(progress, f"{name}: calibration"))
+        statistics = observe(step, graphs[-1], data, memory, stage_of(progress, f"{name}: calibration"))
         context = Context(statistics, stage_of(progress, name))
         context.progress("", 0.0)
         graphs.append(step.apply(graphs[-1], context))
@@ -98,7 +98,7 @@ def _step(index: int, step: Pass | None, graph: Graph, skips: Sequence[Skip], qu
     )
 
 
-def _statistics(step: Pass, graph: Graph, data: Data, memory: Memory, stage: Stage) -> Statistics:
+def observe(step: Pass, graph: Graph, data: Data, memory: Memory, stage: Stage) -> Statistics:
     """What `step` wants to know of `graph`: collected in one run over the calibration data, or remembered."""
     wishes = step.observes(graph)
     if not wishes:

@@ -33,6 +33,7 @@ from graphc.passes.protocol import Context, Histogram, Observation, Pass
 from graphc.passes.quantize_dynamic import DYNAMIC
 from graphc.passes.quantize_grids import Grids
 from graphc.passes.quantize_logarithms import before_logarithms
+from graphc.passes.quantize_operators import weight_position
 from graphc.passes.quantize_plan import FLOAT32, Plan, plan
 from graphc.passes.quantize_ranges import Method
 from graphc.passes.quantize_rounder import Rounder
@@ -109,6 +110,20 @@ class Quantize(Pass):
     def scheme(self) -> Scheme:
         """How weights become integers; only where `weights` names integers."""
         return Scheme(FORMATS[self.weights], self.per_channel, self.symmetric_weights, self.group)
+
+    def layers(self, graph: Graph) -> tuple[tuple[Node, ...], ...]:
+        """What this pass makes integers of constant weights for: a node, then what its integer work takes in."""
+        options = self.options(graph)
+        decided = plan(graph, options, self._borders(graph))
+        products = (unit.nodes for unit in decided.units if unit.operator.weight is not None)
+        groups = (*products, *((node,) for node in decided.weight_only))
+        order = {node: place for place, node in enumerate(graph.nodes)}
+        chosen = (
+            nodes
+            for nodes in groups
+            if options[nodes[0]].weights in FORMATS and nodes[0].inputs[weight_position(nodes[0])] in graph.constants
+        )
+        return tuple(sorted(chosen, key=lambda nodes: order[nodes[0]]))
 
     def observes(self, graph: Graph) -> tuple[Observation, ...]:
         """The values that decide a grid, each with what its method needs to know."""

@@ -1,0 +1,142 @@
+"""`graphc sensitivity`: what it prints, plots and writes."""
+
+import json as json_text
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from graphc import mixed_precision as mixed
+from graphc import terminal
+from graphc.backends.cache import Cache
+from graphc.compile import FolderMemory, build_job
+from graphc.errors import InputError, UnsupportedError
+from graphc.job import Job, prepare
+from graphc.passes.quantize import Quantize
+from graphc.passes.quantize_schemes import FORMATS
+from graphc.sensitivity import Row, Sensitivity, Subject, sensitivity, subject_of
+from graphc.spec.units import BYTES, SECONDS, quantity
+from graphc.spec.writer import write
+from graphc.terminal import line_out, size, table
+
+
+@dataclass(frozen=True)
+class Limits:
+    """At most one is given: bytes of weights, bits per weight, the metric's drop, seconds per run."""
+
+    size: int | None = None
+    average_bits: float | None = None
+    accuracy_drop: float | None = None
+    latency: float | None = None
+
+    @property
+    def given(self) -> Mapping[str, float]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def limits_of(size: str, average_bits: float | None, accuracy_drop: float | None, latency: str) -> Limits:
+    """Limits as the command line gives them; empty texts are none. Raises InputError for what is no size or time."""
+    bytes_, seconds = (quantity(text, units) for text, units in ((size, BYTES), (latency, SECONDS)))
+    for option, text, number in (("--size", size, bytes_), ("--latency", latency, seconds)):
+        if text and number is None:
+            raise InputError(option, f"expected a number with a unit, such as 200KiB or 2ms, got {text!r}.")
+    return Limits(
+        int(bytes_) if size and bytes_ is not None else None,
+        average_bits,
+        accuracy_drop,
+        float(seconds) if latency and seconds is not None else None,
+    )
+
+
+def show_sensitivity(
+    spec: Path, weights: Sequence[str], count: int, limits: Limits, *, json: bool, plot: Path | None, out: Path | None
+) -> None:
+    """Measure, print the table; under a limit, choose formats, print them and write the spec that gives them."""
+    if unknown := [name for name in weights if name not in FORMATS]:
+        raise InputError("--weights", f"expected some of {', '.join(FORMATS)}, got {', '.join(unknown)}.")
+    if len(limits.given) > 1:
+        raise InputError("sensitivity", f"expected one limit, got {', '.join(limits.given)}.", "Give one of them.")
+    job, memory = prepare(None, spec), FolderMemory(Cache(None))
+    with terminal.progress() as progress:
+        subject = subject_of(job, memory, weights, count, progress)
+        found = sensitivity(subject, weights, progress)
+    choice = _chosen(subject, found, limits) if limits.given else None
+    if plot is not None:
+        draw(found, plot)
+    if json:
+        chosen = None if choice is None else {layer: row.weights for layer, row in choice.items()}
+        line_out(json_text.dumps({**asdict(found), "chosen": chosen}, indent=1))
+    else:
+        _print(found, choice)
+    if choice is not None:
+        path = out or spec.with_name(f"{spec.stem}_mixed.yaml")
+        write(_with_step(job, mixed.step_of(subject, choice)).spec, path)
+        if not json:
+            line_out(f"spec      {path}")
+
+
+def _chosen(subject: Subject, found: Sensitivity, limits: Limits) -> mixed.Choice:
+    if limits.size is not None:
+        return mixed.within_size(subject, found, limits.size)
+    if limits.average_bits is not None:
+        return mixed.within_bits(found, limits.average_bits)
+    if limits.accuracy_drop is not None:
+        return mixed.within_drop(subject, found, limits.accuracy_drop)
+    assert limits.latency is not None
+    return mixed.within_latency(mixed.walk(found), limits.latency, lambda choice: _latency(subject, choice))
+
+
+def _latency(subject: Subject, choice: mixed.Choice) -> float:
+    """Seconds of one run of the artifact with these formats, built for the spec's first target."""
+    job = _with_step(subject.job, mixed.step_of(subject, choice))
+    with TemporaryDirectory(prefix="latency-") as folder:
+        targets = build_job(job, Path(folder)).report.targets
+    if not targets or targets[0].latency is None:
+        raise UnsupportedError("--latency", "the spec has no target that runs on this machine.", "Add `cpu: native`.")
+    return targets[0].latency.median
+
+
+def _with_step(job: Job, step: Quantize) -> Job:
+    """The job with another `quantize` step."""
+    passes = tuple(step if isinstance(each, Quantize) else each for each in job.spec.passes)
+    return Job(job.spec.model_copy(update={"passes": passes}), job.name, job.model, job.source, job.data, job.targets)
+
+
+def _print(found: Sensitivity, choice: mixed.Choice | None) -> None:
+    """A line per layer and format, most sensitive first; what was chosen is marked."""
+    metric = [found.metric] if found.metric else []
+    header = ["layer", "operator", "weights", "elements", "saved", "SQNR", *metric, *(["chosen"] if choice else [])]
+    rows = []
+    for row in sorted(found.rows, key=lambda row: -row.noise):
+        cells = [row.layer, row.operator, row.weights, str(row.elements), size(row.saved)]
+        cells.append("equal" if row.sqnr is None else f"{row.sqnr:.1f} dB")
+        cells += [f"{row.value:.2f}" for _ in metric if row.value is not None]
+        rows.append([*cells, *(["*" if choice[row.layer] is row else ""] if choice else [])])
+    table(header, rows, "<<<>>>" + ">" * len(metric) + ("<" if choice else ""))
+    before = f", {found.metric} {found.before:.2f} before" if found.before is not None else ""
+    line_out(f"\none layer quantized at a time, {found.samples} samples{before}")
+    if choice is not None:
+        total = found.bytes - sum(row.saved for row in choice.values())
+        line_out(f"chosen    {mixed.average_bits(choice):.2f} bits per weight, about {size(total)}")
+
+
+def draw(found: Sensitivity, path: Path) -> None:
+    """A bar per layer and format. Raises UnsupportedError where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UnsupportedError("--plot", "needs matplotlib.", "Install graphc with the extra `report`.") from error
+    layers = list(dict.fromkeys(row.layer for row in found.rows))
+    figure = Figure(figsize=(max(6.0, 0.25 * len(layers)), 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    by_format: dict[str, list[Row]] = {}
+    for row in found.rows:
+        by_format.setdefault(row.weights, []).append(row)
+    width = 0.8 / len(by_format)
+    for index, (name, rows) in enumerate(by_format.items()):
+        places = [layers.index(row.layer) + index * width for row in rows]
+        axes.bar(places, [row.sqnr or 0.0 for row in rows], width, label=name)
+    axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=6)
+    axes.set_ylabel("output SQNR in dB, this layer alone")
+    axes.legend()
+    figure.savefig(path)

@@ -1,0 +1,120 @@
+"""Sensitivity and mixed precision: a layer made fragile shows as such, limits hold, the written spec gives it again."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from graphc.backends.cache import Cache
+from graphc.cli import main
+from graphc.compile import FolderMemory
+from graphc.errors import InputError
+from graphc.exporter import save
+from graphc.ir.cost import cost
+from graphc.job import prepare
+from graphc.mixed_precision import average_bits, step_of, walk, within_bits, within_drop, within_size
+from graphc.sensitivity import Row, Sensitivity, Subject, sensitivity, subject_of
+from graphc.spec import read
+from graphc.spec.writer import write
+from tests.passes.quantized import model, normal
+
+FORMATS = ("int8", "int4")
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    """Three layers; the second has one outlier per channel, so few integers are left for its other weights."""
+    fragile = normal(16, 16) / 4
+    fragile[0] *= 40
+    body = "a = MatMul (x, w)\nr = Relu (a)\nb = MatMul (r, v)\ns = Relu (b)\ny = MatMul (s, u)"
+    graph = model("(float[1,8] x) => (float[1,4] y)", body, w=normal(8, 16), v=fragile, u=normal(16, 4))
+    save(graph, tmp_path / "net.onnx")
+    rng = np.random.default_rng(0)
+    for name, rows in (("calibration", 40), ("test", 60)):
+        x = rng.normal(size=(rows, 8)).astype(np.float32)
+        np.savez(tmp_path / f"{name}.npz", x=x)
+    path = tmp_path / "net.yaml"
+    path.write_text(
+        "model: {path: net.onnx}\n"
+        "data: {calibration: {path: calibration.npz}, evaluation: {path: test.npz, metric: agreement}}\n"
+        "passes: [{kind: fold}, {kind: quantize, weights: int8, activations: uint8, calibrate: minmax}]\n"
+    )
+    return path
+
+
+@pytest.fixture
+def subject(spec: Path, tmp_path: Path) -> Subject:
+    return subject_of(prepare(None, spec), FolderMemory(Cache(tmp_path / "cache")), FORMATS, 50)
+
+
+def test_every_layer_and_format_is_measured_alone(subject: Subject) -> None:
+    found = sensitivity(subject, FORMATS)
+    assert (len(found.rows), found.metric, found.before, found.samples) == (6, "agreement", 100.0, 50)
+    noise = {(row.layer, row.weights): row.noise for row in found.rows}
+    layers = list(dict.fromkeys(row.layer for row in found.rows))
+    for layer in layers:
+        assert noise[layer, "int4"] > 10 * noise[layer, "int8"]
+    assert max(layers, key=lambda layer: noise[layer, "int4"]) == layers[1]
+
+
+def test_what_was_measured_is_not_measured_again(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = sensitivity(subject, FORMATS)
+    monkeypatch.setattr("graphc.quality._measure", lambda *_: pytest.fail("measured again"))
+    assert sensitivity(subject, FORMATS) == found
+
+
+def test_fragile_layers_keep_their_bits_under_a_limit_on_size(subject: Subject) -> None:
+    found = sensitivity(subject, FORMATS)
+    path = walk(found)
+    assert [average_bits(choice) for choice in path.choices] == sorted(map(average_bits, path.choices), reverse=True)
+    finest, coarsest = (
+        cost(subject.quantized(step_of(subject, choice))).bytes for choice in (path.choices[0], path.choices[-1])
+    )
+    limit = (finest + coarsest) // 2
+    choice = within_size(subject, found, limit)
+    assert coarsest < cost(subject.quantized(step_of(subject, choice))).bytes <= limit
+    with pytest.raises(InputError, match="cannot be met"):
+        within_size(subject, found, coarsest - 1)
+
+
+def test_limits_on_bits_and_on_the_drop_hold(subject: Subject) -> None:
+    found = sensitivity(subject, FORMATS)
+    assert average_bits(within_bits(found, 6.0)) <= 6.0
+    choice = within_drop(subject, found, 20.0)
+    value = subject.judge({"": subject.quantized(step_of(subject, choice))})[""].value
+    assert value is not None and 100.0 - value <= 20.0
+
+
+def test_the_cheapest_noise_goes_first() -> None:
+    rows = [Row(layer, "MatMul", weights, 100, saved, sqnr, None)
+            for layer, weights, saved, sqnr in (("a", "int8", 300, 40), ("a", "int4", 350, 10), ("a", "int2", 375, 9.5),
+                                                ("b", "int8", 300, 40), ("b", "int4", 350, 30))]  # fmt: skip
+    path = walk(Sensitivity(tuple(rows), None, None, 1000, 1)).choices
+    assert [{layer: row.weights for layer, row in choice.items()} for choice in path] == [
+        {"a": "int8", "b": "int8"}, {"a": "int8", "b": "int4"}, {"a": "int2", "b": "int4"}
+    ]  # fmt: skip
+
+
+def test_the_command_writes_a_spec_that_gives_the_choice_again(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GRAPHC_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "elsewhere" / "chosen.yaml"
+    out.parent.mkdir()
+    options = ["--weights", "int8,int4", "--average-bits", "6", "--json", "-o", str(out)]
+    monkeypatch.setattr("sys.argv", ["graphc", "sensitivity", str(spec), *options])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code in (0, None)
+    chosen = json.loads(capsys.readouterr().out)["chosen"]
+    step = read(out).passes[1]
+    rules = {rule.name: rule.overrides for rule in step.where}
+    assert rules == {layer: {"weights": "int4"} for layer, name in chosen.items() if name == "int4"}
+    assert prepare(None, out).model.nodes  # paths in it hold
+
+
+def test_a_written_spec_reads_as_the_same(spec: Path) -> None:
+    again = spec.with_name("again.yaml")
+    write(read(spec), again)
+    assert read(again).model_dump(exclude={"name"}) == read(spec).model_dump(exclude={"name"})
