@@ -26,7 +26,8 @@ class Anchor:
     parameters: tuple[Any, ...]
     attributes: Any
     x: Any
-    weights: Any
+    weights: tuple[Any, ...]
+    """One buffer, or those of a decoder in the order of `Layout.operands`; none for a pool."""
     accumulator: Any
     variables: tuple[Any, ...]
     """The output position in the epilogue."""
@@ -83,7 +84,7 @@ def find(function: Any, target: Target) -> Anchor | None:
         tuple(function.params),
         function.attrs,
         x,
-        operands[1] if len(operands) > 1 else None,
+        tuple(operands[1:]),
         sums,
         variables,
         out.body,

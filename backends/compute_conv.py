@@ -9,7 +9,7 @@ Weights are packed at compile time so that the innermost axis is a run of output
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
@@ -17,7 +17,9 @@ from typing import Any, Literal
 import numpy as np
 from tvm import te, tirx
 
+from graphc.backends.compute_coded import coded_operand
 from graphc.backends.compute_winograd import WinogradConvolution
+from graphc.backends.decode import Decoder
 from graphc.backends.dot import DOTS, dot_product
 from graphc.backends.dot import Kind as DotKind
 from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
@@ -54,8 +56,8 @@ class Convolution:
     def blocks(self) -> int:
         return -(-self.filters // self.block)
 
-    def description(self, batch: int, shift: int) -> str:
-        """What the schedule rules read from the anchor's annotation."""
+    def description(self, batch: int, shift: int, coded: Mapping[str, Any] | None) -> str:
+        """What the schedule rules read from the anchor's annotation; `coded` describes weights that are decoded."""
         span = self.window
         return json.dumps(
             {
@@ -73,6 +75,7 @@ class Convolution:
                 "dot": self.dot,
                 "depth": self.depth,
                 "shift": shift,
+                "coded": coded,
                 "multiplier": self.filters // self.groups if self.kind == "depthwise" else 0,
             }
         )
@@ -158,9 +161,12 @@ def padded(x: te.Tensor, span: Window, value: Any, depth: int = 0) -> te.Tensor:
 
 
 def accumulate(
-    conv: Convolution, x: te.Tensor, weights: te.Tensor, dtype: str, pad_value: Any, shift: int = 0
+    conv: Convolution, x: te.Tensor, weights: te.Tensor | Decoder, dtype: str, pad_value: Any, shift: int = 0
 ) -> te.Tensor:
-    """Sums of (x + shift) * w in `dtype`: (N, *output, blocks, block) when dense, else (N, *output, O)."""
+    """Sums of (x + shift) * w in `dtype`: (N, *output, blocks, block) when dense, else (N, *output, O).
+
+    A decoder gives the weights of dense convolutions of floats.
+    """
     span = conv.window
     source = padded(x, span, pad_value, conv.depth if conv.kind == "dense" else 0)
     taps = [te.reduce_axis((0, k), f"k{axis}") for axis, k in enumerate(span.kernel)]
@@ -170,7 +176,12 @@ def accumulate(
         return [p * s + t * d for p, s, t, d in zip(i[1 : rank + 1], span.strides, taps, span.dilations, strict=True)]
 
     n = x.shape[0]
-    attributes = {"graphc.anchor": conv.description(int(n), shift)}
+    tensor: Any = weights
+    attributes = {
+        "graphc.anchor": conv.description(
+            int(n), shift, weights.layout.description() if isinstance(weights, Decoder) else None
+        )
+    }
 
     def shifted(value: Any) -> Any:
         return value.astype(dtype) + tirx.const(shift, dtype) if shift else value.astype(dtype)
@@ -180,7 +191,7 @@ def accumulate(
         return te.compute(
             (n, *span.output, conv.filters),
             lambda *i: te.sum(
-                shifted(source[(i[0], *at(i), i[-1] // multiplier)]) * weights[(*taps, i[-1])].astype(dtype), axis=taps
+                shifted(source[(i[0], *at(i), i[-1] // multiplier)]) * tensor[(*taps, i[-1])].astype(dtype), axis=taps
             ),
             name="conv",
             attrs=attributes,
@@ -191,7 +202,7 @@ def accumulate(
         return te.compute(
             (n, *span.output, conv.filters),
             lambda *i: te.sum(
-                shifted(source[(i[0], *at(i), i[-1] // outer * inner + c)]) * weights[(*taps, c, i[-1])].astype(dtype),
+                shifted(source[(i[0], *at(i), i[-1] // outer * inner + c)]) * tensor[(*taps, c, i[-1])].astype(dtype),
                 axis=[*taps, c],
             ),
             name="conv",
@@ -199,6 +210,11 @@ def accumulate(
         )
 
     def term(*i: Any) -> Any:
+        if isinstance(weights, Decoder):
+            tap: Any = tirx.const(0)
+            for position, extent in zip(taps, span.kernel, strict=True):
+                tap = tap * extent + position
+            return te.sum(source[(i[0], *at(i), c)] * weights(i[-2], tap, c, i[-1]), axis=[*taps, c])
         place = (c, i[-1]) if conv.step == 1 else (c // conv.step, i[-1], c % conv.step)
         return te.sum(
             shifted(source[(i[0], *at(i), c)]) * weights[(i[-2], *taps, *place)].astype(dtype), axis=[*taps, c]
@@ -212,12 +228,22 @@ def sum_at(conv: Convolution, acc: te.Tensor, i: Sequence[Any]) -> Any:
     return acc[(*i[:-1], i[-1] // conv.block, i[-1] % conv.block)] if conv.kind == "dense" else acc[tuple(i)]
 
 
-def packed_weights(state: Lowering, conv: Convolution, name: str) -> Any:
-    """Packed weights as a parameter of the program, or as a kernel where they are not constant."""
+Reader = Callable[[Sequence[te.Tensor]], te.Tensor | Decoder]
+"""What `accumulate` takes as weights, given the tensors that a kernel gets for them."""
+
+
+def packed_weights(state: Lowering, conv: Convolution, name: str) -> tuple[list[Any], Reader]:
+    """(what to pass for weights, how to read it): packed at compile time, coded, or packed by a kernel."""
     weights = state.weights(name)
     if weights is not None:
-        return state.parameter(pack(conv, weights), name)
-    return state.emit(lambda w: packed_on_the_fly(conv, w), state.value(name), name="pack", pattern=OPAQUE)
+        return [state.parameter(pack(conv, weights), name)], lambda tensors: tensors[0]
+    if conv.kind == "dense" and len(conv.window.kernel) == 2:
+        outputs, taps = conv.filters, prod(conv.window.kernel)
+        coded = coded_operand(state, name, lambda w: w.reshape(outputs, -1), conv.block, taps)
+        if coded is not None:
+            return list(coded.operands), coded.decoder
+    packed = state.emit(lambda w: packed_on_the_fly(conv, w), state.value(name), name="pack", pattern=OPAQUE)
+    return [packed], lambda tensors: tensors[0]
 
 
 def winograd(state: Lowering, node: Node, conv: Convolution) -> WinogradConvolution | None:
@@ -240,7 +266,7 @@ def conv(state: Lowering, node: Node) -> Sequence[Any]:
     dtype = state.type(node.inputs[0]).dtype.name
     fast = winograd(state, node, shape)
     if fast is None:
-        weights = [packed_weights(state, shape, node.inputs[1])]
+        weights, reader = packed_weights(state, shape, node.inputs[1])
     else:
         weights = fast.operands(state, state.graph.constants[node.inputs[1]], node.inputs[1])
         shape = replace(shape, block=fast.block)
@@ -253,7 +279,7 @@ def conv(state: Lowering, node: Node) -> Sequence[Any]:
 
     def define(x: te.Tensor, *rest: te.Tensor) -> te.Tensor:
         given, bias = rest[: len(weights)], rest[len(weights) :]
-        acc = fast.accumulate(x, *given) if fast else accumulate(shape, x, given[0], dtype, tirx.const(0, dtype))
+        acc = fast.accumulate(x, *given) if fast else accumulate(shape, x, reader(given), dtype, tirx.const(0, dtype))
         return te.compute(
             output, lambda *i: sum_at(shape, acc, i) + bias[0][i[-1]] if bias else sum_at(shape, acc, i), name="out"
         )

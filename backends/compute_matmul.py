@@ -4,13 +4,15 @@ packed b[*batch, N / block, K, block], or b[*batch, N / block, K / step, block, 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tvm import te, tirx
 
+from graphc.backends.compute_coded import coded_operand
+from graphc.backends.decode import Decoder
 from graphc.backends.dot import Kind as DotKind
 from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
 from graphc.backends.tiles import channel_block
@@ -34,8 +36,8 @@ class Product:
     def blocks(self) -> int:
         return -(-self.columns // self.block)
 
-    def description(self, transposed: bool) -> str:
-        """What the schedule rules read from the anchor's annotation."""
+    def description(self, transposed: bool, coded: Mapping[str, Any] | None) -> str:
+        """What the schedule rules read from the anchor's annotation; `coded` describes weights that are decoded."""
         return json.dumps(
             {
                 "kind": "matmul",
@@ -47,6 +49,7 @@ class Product:
                 "step": self.step,
                 "dot": self.dot,
                 "transposed": transposed,
+                "coded": coded,
             }
         )
 
@@ -92,11 +95,12 @@ def packed_on_the_fly(
 
 
 def accumulate(
-    product: Product, a: te.Tensor, b: te.Tensor, dtype: str, transposed_a: bool = False, shift: int = 0
+    product: Product, a: te.Tensor, b: te.Tensor | Decoder, dtype: str, transposed_a: bool = False, shift: int = 0
 ) -> te.Tensor:
     """The sums (*batch, M, blocks, block) in `dtype`; a (*, M, K) and packed b broadcast over the batch as numpy does.
 
-    `shift` is what the dot-product instruction wants added to a's elements.
+    A decoder in place of b gives the elements of one float matrix. `shift` is what the dot-product instruction wants
+    added to a's elements.
     """
     k = te.reduce_axis((0, product.inner), "k")
     rank = len(product.batch)
@@ -108,6 +112,8 @@ def accumulate(
     def term(*i: Any) -> Any:
         row = (k, i[rank]) if transposed_a else (i[rank], k)
         left = a[(*batch_of(a, 2, i), *row)].astype(dtype)
+        if isinstance(b, Decoder):
+            return te.sum(left * b(i[rank + 1], tirx.const(0), k, i[rank + 2]), axis=k)
         place = (k, i[rank + 2]) if product.step == 1 else (k // product.step, i[rank + 2], k % product.step)
         right = b[(*batch_of(b, 3 if product.step == 1 else 4, i), i[rank + 1], *place)].astype(dtype)
         left = left + tirx.const(shift, dtype) if shift else left
@@ -117,7 +123,11 @@ def accumulate(
         (*product.batch, product.rows, product.blocks, product.block),
         term,
         name="matmul",
-        attrs={"graphc.anchor": product.description(transposed_a)},
+        attrs={
+            "graphc.anchor": product.description(
+                transposed_a, b.layout.description() if isinstance(b, Decoder) else None
+            )
+        },
     )
 
 
@@ -126,14 +136,24 @@ def sum_at(product: Product, acc: te.Tensor, i: Sequence[Any]) -> Any:
     return acc[(*i[:-1], i[-1] // product.block, i[-1] % product.block)]
 
 
-def right_operand(state: Lowering, product: Product, name: str, transposed: bool = False) -> Any:
-    """b packed: at compile time where it is constant, by a kernel elsewhere."""
+Reader = Callable[[Sequence[te.Tensor]], te.Tensor | Decoder]
+"""What `accumulate` takes as b, given the tensors that a kernel gets for it."""
+
+
+def right_operand(state: Lowering, product: Product, name: str, transposed: bool = False) -> tuple[list[Any], Reader]:
+    """(what to pass for b, how to read it): coded, or packed at compile time where it is constant, else by a kernel."""
     array = state.weights(name)
     if array is not None:
-        return state.parameter(pack(product, np.swapaxes(array, -1, -2) if transposed else array), name)
-    return state.emit(
+        packed = state.parameter(pack(product, np.swapaxes(array, -1, -2) if transposed else array), name)
+        return [packed], lambda tensors: tensors[0]
+    if len(state.type(name).dims) == 2:
+        coded = coded_operand(state, name, (lambda w: w) if transposed else np.transpose, product.block)
+        if coded is not None:
+            return list(coded.operands), coded.decoder
+    packed = state.emit(
         lambda b: packed_on_the_fly(product, b, transposed), state.value(name), name="pack", pattern=OPAQUE
     )
+    return [packed], lambda tensors: tensors[0]
 
 
 @computes("", "MatMul")
@@ -147,15 +167,24 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
     product = Product(tuple(batch), a[-2] if rows_given else 1, a[-1], columns, channel_block(state.target, columns))
     left = _matrix(state, node.inputs[0], (1, a[0])) if not rows_given else state.value(node.inputs[0])
     array = state.weights(node.inputs[1])
-    if array is not None:
-        right = state.parameter(pack(product, array if columns_given else array[:, None]), node.inputs[1])
+    if columns_given:
+        right, reader = right_operand(state, product, node.inputs[1])
     else:
-        expression = state.value(node.inputs[1]) if columns_given else _matrix(state, node.inputs[1], (b[0], 1))
-        right = state.emit(lambda t: packed_on_the_fly(product, t), expression, name="pack", pattern=OPAQUE)
+        column = (
+            state.parameter(pack(product, array[:, None]), node.inputs[1])
+            if array is not None
+            else state.emit(
+                lambda t: packed_on_the_fly(product, t),
+                _matrix(state, node.inputs[1], (b[0], 1)),
+                name="pack",
+                pattern=OPAQUE,
+            )
+        )
+        right, reader = [column], lambda tensors: tensors[0]
     output = state.type(node.outputs[0]).dims
 
-    def define(x: te.Tensor, w: te.Tensor) -> te.Tensor:
-        acc = accumulate(product, x, w, dtype)
+    def define(x: te.Tensor, *w: te.Tensor) -> te.Tensor:
+        acc = accumulate(product, x, reader(w), dtype)
 
         def element(*i: Any) -> Any:
             rest = list(i)
@@ -165,7 +194,7 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
 
         return te.compute(output, element, name="out")
 
-    return [state.emit(define, left, right, name="matmul", pattern=OUT_FUSIBLE)]
+    return [state.emit(define, left, *right, name="matmul", pattern=OUT_FUSIBLE)]
 
 
 def _matrix(state: Lowering, name: str, shape: tuple[int, int]) -> Any:
@@ -189,12 +218,14 @@ def gemm(state: Lowering, node: Node) -> Sequence[Any]:
     product = Product((), rows, inner, columns, channel_block(state.target, columns))
     dtype = state.type(node.outputs[0]).dtype.name
     alpha, beta = node.get_float("alpha", 1.0), node.get_float("beta", 1.0)
-    operands = [state.value(node.inputs[0]), right_operand(state, product, node.inputs[1], transposed_b)]
+    right, reader = right_operand(state, product, node.inputs[1], transposed_b)
+    operands = [state.value(node.inputs[0]), *right]
     if len(node.inputs) > 2 and node.inputs[2]:
         operands.append(state.value(node.inputs[2]))
 
-    def define(x: te.Tensor, w: te.Tensor, *c: te.Tensor) -> te.Tensor:
-        acc = accumulate(product, x, w, dtype, transposed_a)
+    def define(x: te.Tensor, *rest: te.Tensor) -> te.Tensor:
+        w, c = rest[: len(right)], rest[len(right) :]
+        acc = accumulate(product, x, reader(w), dtype, transposed_a)
 
         def element(*i: Any) -> Any:
             value = sum_at(product, acc, i)

@@ -83,6 +83,8 @@ class Lowering:
     values: dict[str, Any] = field(default_factory=dict)
     parameters: dict[str, tuple[Any, Array]] = field(default_factory=dict)
     placeholders: list[Any] = field(default_factory=list)
+    waiting: dict[str, int] = field(default_factory=dict)
+    """Result -> index of a node that depends on constants alone, such as a decoder: lowered where a kernel reads it."""
 
     def type(self, name: str) -> TensorType:
         return self.graph.types[name]
@@ -118,10 +120,20 @@ class Lowering:
         """The Relax expression for an operand, None for an absent one."""
         if not name:
             return None
+        if name in self.waiting:
+            self._lower_waiting(self.waiting[name])
         if name not in self.values:
             array = _whole_bytes(self.graph.constants[name])
             self.values[name] = relax.const(array, array.dtype.name) if _inlined(array) else self.parameter(array, name)
         return self.values[name]
+
+    def _lower_waiting(self, index: int) -> None:
+        node, current = self.graph.nodes[index], (self.node, self.index)
+        for name in node.results:
+            self.waiting.pop(name)
+        self.node, self.index = node, index
+        _lower_node(self, node)
+        self.node, self.index = current
 
     def emit(self, function: Callable[..., Any], *arguments: Any, name: str, pattern: int | None = None) -> Any:
         """Emit a te.compute definition as a kernel of its own that TVM may fuse according to `pattern`."""
@@ -175,7 +187,10 @@ def relax_module(graph: Graph, target: Target, note: Callable[[str], None]) -> t
             for index, node in enumerate(graph.nodes):
                 note(node.label)
                 state.node, state.index = node, index
-                _lower_node(state, node)
+                if _of_constants(state, node):
+                    state.waiting.update(dict.fromkeys(node.results, index))
+                else:
+                    _lower_node(state, node)
             results = builder.emit_output(relax.Tuple([_materialised(state, i) for i in range(len(graph.outputs))]))
         builder.emit_func_output(results)
     module = builder.get()
@@ -184,6 +199,11 @@ def relax_module(graph: Graph, target: Target, note: Callable[[str], None]) -> t
         [*inputs, *state.placeholders], function.body, function.ret_ty, function.is_pure, function.attrs
     )
     return module, {name: array for name, (_, array) in state.parameters.items()}
+
+
+def _of_constants(state: Lowering, node: Node) -> bool:
+    """Whether all that a node reads is constant, or waits for being read because it is made of constants."""
+    return bool(node.reads) and all(name in state.graph.constants or name in state.waiting for name in node.reads)
 
 
 def _materialised(state: Lowering, position: int) -> Any:

@@ -2,12 +2,20 @@
 
 from typing import Any
 
-from graphc.backends import schedule_amx, schedule_contraction, schedule_generic, schedule_window, schedule_winograd
+from graphc.backends import (
+    schedule_amx,
+    schedule_contraction,
+    schedule_decoded,
+    schedule_generic,
+    schedule_window,
+    schedule_winograd,
+)
 from graphc.backends.anchor import find
 from graphc.backends.relax_module import READY
 from graphc.backends.targets import Target
 
 RULES = (
+    schedule_decoded.schedule,
     schedule_amx.schedule,
     schedule_winograd.schedule,
     schedule_contraction.schedule,

@@ -69,7 +69,9 @@ class Contraction:
         raise NotImplementedError
 
     def weights(self, row: Any, block: Any, kh: Any, kw: Any, c: Any, v: int) -> Any:
-        """The v-th vector of a block's weights for one input channel of one tap, in the type of the sums."""
+        """The v-th vector of a block's weights for one input channel of one tap (or `step` of them)."""
+        if self.dot is not None:
+            return self.w(row, block, kh, kw, [c, const(v * self.lanes), vector(const(0), self.lanes * self.step)])
         stored = self.w(row, block, kh, kw, [c, vector(v * self.lanes, self.lanes)])
         return tirx.Cast(f"{self.dtype}x{self.lanes}" if self.lanes > 1 else self.dtype, stored)
 
@@ -84,14 +86,22 @@ class Contraction:
         """First row of the kernel that lies inside the input, and how many do."""
         return 0, 1
 
+    @property
+    def row_tasks(self) -> int:
+        """Tasks that share a block of output channels."""
+        return self.rows.rows
+
     def pieces_of(self, target: Target, columns: int) -> int:
         """Into how many rows a long run of columns is cut."""
         return chunks(target, columns, int(self.anchor.info["block"]))
 
     def tasks(self) -> tuple[int, Any]:
         """(tasks, task -> (row, block)): the larger of weights and input is read once, the smaller again and again."""
-        rows, blocks = self.rows.rows, self.blocks
-        if prod(int(d) for d in self.anchor.weights.shape) > rows * self.rows.columns * self.depth:
+        rows, blocks = self.row_tasks, self.blocks
+        if (
+            sum(prod(int(d) for d in each.shape) for each in self.anchor.weights)
+            > self.rows.rows * self.rows.columns * self.depth
+        ):
             return rows * blocks, lambda task: (task % rows, task // rows)
         return rows * blocks, lambda task: (task // blocks, task % blocks)
 
@@ -126,27 +136,39 @@ class Contraction:
         return sequence(statements)
 
     def _depth(self, acc: Any, row: Any, block: Any, first: Any, kh: Any, kw: Any, columns: Sequence[int]) -> Any:
-        """acc[p][v] += x[p] * w[v] over the input channels of one tap: the register tile."""
+        """acc[p][v] += x[p] * w[v] over the input channels of one tap."""
 
         def body(c: Any) -> Any:
-            statements = []
-            for p in columns:  # outside: one input is live at a time, beside a row of weights
-                for v in range(self.vectors):
-                    at = vector((p * self.vectors + v) * self.lanes, self.lanes)
-                    statements.append(
-                        tirx.BufferStore(acc, self._multiply_add(acc[at], row, block, first + p, kh, kw, c, v), [at])
-                    )
-            return sequence(statements)
+            return self.tile_step(acc, row, first, kh, kw, c, columns, lambda v: self.weights(row, block, kh, kw, c, v))
 
         return self.over_depth(body)
 
-    def _multiply_add(self, acc: Any, row: Any, block: Any, column: Any, kh: Any, kw: Any, c: Any, v: int) -> Any:
+    def tile_step(
+        self,
+        acc: Any,
+        row: Any,
+        first: Any,
+        kh: Any,
+        kw: Any,
+        c: Any,
+        columns: Sequence[int],
+        weights: Callable[[int], Any],
+    ) -> Any:
+        """The register tile: acc[p][v] += x[p] * weights(v) for one input channel, or `step` of them."""
+        statements = []
+        row_of_weights = [weights(v) for v in range(self.vectors)]
+        for p in columns:  # outside: one input is live at a time, beside a row of weights
+            for v in range(self.vectors):
+                at = vector((p * self.vectors + v) * self.lanes, self.lanes)
+                total = self._multiply_add(acc[at], row, first + p, kh, kw, c, row_of_weights[v])
+                statements.append(tirx.BufferStore(acc, total, [at]))
+        return sequence(statements)
+
+    def _multiply_add(self, acc: Any, row: Any, column: Any, kh: Any, kw: Any, c: Any, weights: Any) -> Any:
         """One vector of sums plus one input (or `step` of them) times one vector of weights."""
         if self.dot is None:
-            value = spread(tirx.Cast(self.dtype, self.x(row, column, kh, kw, c)), self.lanes)
-            return acc + value * self.weights(row, block, kh, kw, c, v)
+            return acc + spread(tirx.Cast(self.dtype, self.x(row, column, kh, kw, c)), self.lanes) * weights
         inputs = self.x(row, column, kh, kw, vector(c * self.step, self.step))
-        weights = self.w(row, block, kh, kw, [c, const(v * self.lanes), vector(const(0), self.lanes * self.step)])
         return multiply_add(
             self.dot, acc, inputs, weights, self.lanes, self.dot.shift(np.dtype(str(self.source.dtype)))
         )
@@ -236,7 +258,7 @@ class Convolution(Contraction):
         return self.source[image, *at, c]
 
     def w(self, row: Any, block: Any, kh: Any, kw: Any, inner: list[Any]) -> Any:
-        return self.anchor.weights[(block, kh, kw, *inner)]
+        return self.anchor.weights[0][(block, kh, kw, *inner)]
 
     def position(self, row: Any, column: Any, channel: Any) -> list[Any]:
         return [*self._pixel(row, column), channel]
@@ -288,9 +310,8 @@ class Product(Contraction):
         return self.source[(*self._own(row, self.source.shape, 2), *inner)]
 
     def w(self, row: Any, block: Any, kh: Any, kw: Any, inner: list[Any]) -> Any:
-        return self.anchor.weights[
-            (*self._own(row, self.anchor.weights.shape, 3 if self.step == 1 else 4), block, *inner)
-        ]
+        weights = self.anchor.weights[0]
+        return weights[(*self._own(row, weights.shape, 3 if self.step == 1 else 4), block, *inner)]
 
     def position(self, row: Any, column: Any, channel: Any) -> list[Any]:
         return [*self._batch(row), self._matrix_row(row, column), channel]

@@ -126,7 +126,7 @@ class _Window:
             x = x + spread(const(self.shift, self.dtype), lanes)
         if self.kind == "pool_sum":
             return acc + x
-        return acc + x * self._wide(self.anchor.weights[kh, kw, channel + vector(const(0), lanes)], lanes)
+        return acc + x * self._wide(self.anchor.weights[0][kh, kw, channel + vector(const(0), lanes)], lanes)
 
     def _wide(self, value: Any, lanes: int) -> Any:
         return tirx.Cast(f"{self.dtype}x{lanes}" if lanes > 1 else self.dtype, value)

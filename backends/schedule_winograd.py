@@ -189,7 +189,7 @@ class Winograd(Contraction):
         return self.v[kh, row * self.group + column, c]
 
     def w(self, row: Any, block: Any, kh: Any, kw: Any, inner: list[Any]) -> Any:
-        return self.anchor.weights[(block, kh, *inner)]
+        return self.anchor.weights[0][(block, kh, *inner)]
 
     def _inverse(self, u: Any, tiles: int, row: Any, block: Any, t: Any) -> Any:
         """A' u A of one tile and its epilogue, a vector of channels after the other."""

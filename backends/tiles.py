@@ -118,3 +118,31 @@ def winograd_group(target: Target, tiles: int, block: int, points: int) -> int:
     most = min(tiles, max(1, WINOGRAD_BYTES // (4 * points * block)))
     tile = columns_in_tile(target, most, block)
     return most // tile * tile
+
+
+PANEL_BYTES, SUMS_BYTES = 16 << 10, 32 << 10
+"""Decoded weights that wait in the level-1 cache, and sums of the positions that share them, on the stack."""
+
+
+def panel_depth(block: int, depth: int, run: int) -> int:
+    """Input channels of a block in one panel of decoded weights, in whole runs of `run`."""
+    return min(depth, max(run, PANEL_BYTES // (4 * block) // run * run))
+
+
+def panel_positions(block: int) -> int:
+    """Output positions that share a panel at most."""
+    return SUMS_BYTES // (4 * block)
+
+
+def panel_rows(block: int, rows: int, columns: int) -> int:
+    """How many rows of `columns` positions share a panel: a divisor of `rows`."""
+    most = max(1, panel_positions(block) // columns)
+    return max(n for n in range(1, min(rows, most) + 1) if rows % n == 0)
+
+
+def panel_pieces(target: Target, columns: int, block: int) -> int:
+    """Into how many equal pieces a long row is cut so that one panel serves each; 1 where it does not divide well."""
+    whole, most = tile_cycles(target, columns, block)[0], panel_positions(block)
+    fit = [n for n in range(-(-columns // most), 4 * -(-columns // most)) if columns % n == 0]
+    good = [n for n in fit if n * tile_cycles(target, columns // n, block)[0] <= 1.1 * whole]
+    return min(good, default=1)

@@ -1,0 +1,167 @@
+"""Constant weights that a graph holds as a decoder expression, as one matrix of codes (no TVM).
+
+    DequantizeLinear(q, scale, zero_point)            value = (q - zero_point) * scale
+    Lookup(codebook, packed)                          value = codebook[q]
+    DequantizeLinear(Lookup(codebook, packed), ...)   value = (codebook[q] - zero_point) * scale
+
+with Reshape, Transpose, Squeeze, Unsqueeze or Flatten on top. A codebook may itself be dequantized: it is small.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from graphc.ir import Array, Graph, Node
+from graphc.ir.functions import DOMAIN
+from graphc.ir.graph import bits_of
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Coded:
+    """value[o, d] = (decode(codes[o, d]) - zero[o, d // group]) * scale[o, d // group]; o: outputs, d: depth.
+
+    `decode` is a lookup in `table` where there is one, and the identity where there is none. Parts that are None are
+    left out of the formula.
+    """
+
+    codes: Array
+    """(outputs, depth): integers of `bits` bits, two's complement where `signed`."""
+    bits: int
+    signed: bool
+    table: Floats | None
+    """(2 ** bits,)"""
+    scale: Floats | None
+    """(outputs, groups)"""
+    zero: Array | None
+    """(outputs, groups), in the codes' type"""
+    group: int
+    """Steps of depth that share a scale."""
+
+
+@dataclass(frozen=True)
+class _Expression:
+    """A decoder before its scales are spread: `place` is the position of each element's scale, in the codes' shape."""
+
+    codes: Array
+    bits: int
+    signed: bool
+    table: Floats | None = None
+    scale: Floats | None = None
+    zero: Array | None = None
+    place: npt.NDArray[np.int32] | None = None
+
+    def moved(self, move: Callable[[Array], Array]) -> "_Expression":
+        place = None if self.place is None else move(self.place).astype(np.int32)
+        return replace(self, codes=move(self.codes), place=place)
+
+
+def coded(graph: Graph, name: str, matrix: Callable[[Array], Array]) -> Coded | None:
+    """The weights `name` as codes, None where they are no decoder expression of float32 that kernels take.
+
+    `matrix` rearranges an array of the weights' shape to (outputs, depth).
+    """
+    if graph.types[name].dtype != np.float32:
+        return None
+    found = _expression(graph, name)
+    return None if found is None else _grouped(found.moved(matrix))
+
+
+def _expression(graph: Graph, name: str) -> _Expression | None:
+    node = graph.producers.get(name)
+    rule = None if node is None else _RULES.get((node.domain, node.op))
+    return None if node is None or rule is None else rule(graph, node)
+
+
+def _moved(graph: Graph, node: Node) -> _Expression | None:
+    source = _expression(graph, node.inputs[0])
+    if source is None:
+        return None
+    shape, perm = graph.types[node.outputs[0]].dims, node.get_ints("perm")
+    if node.op == "Transpose":
+        return source.moved(lambda array: array.transpose(perm or None))
+    return source.moved(lambda array: array.reshape(shape))
+
+
+def _lookup(graph: Graph, node: Node) -> _Expression | None:
+    codebook, packed = _table(graph, node.inputs[0]), graph.constant(node.inputs[1])
+    bits, shape = node.get_int("bits", 8), node.get_ints("shape")
+    if codebook is None or packed is None:
+        return None
+    size = int(np.prod(shape))
+    stream = np.unpackbits(packed.reshape(-1).astype(np.uint8), bitorder="little", count=size * bits)
+    codes = np.packbits(stream.reshape(size, bits), axis=1, bitorder="little")
+    table = np.pad(codebook, (0, (1 << bits) - codebook.size))
+    return _Expression(codes.reshape(shape), bits, signed=False, table=table)
+
+
+def _table(graph: Graph, name: str) -> Floats | None:
+    """A codebook as floats: a constant, or a decoder of one."""
+    array = graph.constant(name)
+    if array is not None:
+        return array.astype(np.float32)
+    found = coded(graph, name, lambda codes: codes.reshape(1, -1))
+    return None if found is None else values(found)[0]
+
+
+def _dequantized(graph: Graph, node: Node) -> _Expression | None:
+    stored, scale = graph.constant(node.inputs[0]), graph.constant(node.inputs[1])
+    zero = graph.constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else None
+    if scale is None or (zero is None and len(node.inputs) > 2 and node.inputs[2]):
+        return None
+    kind = graph.types[node.inputs[0]].dtype
+    if stored is not None and kind.name.lstrip("u").startswith("int") and bits_of(kind) <= 16:
+        source = _Expression(stored, bits_of(kind), signed=not kind.name.startswith("u"))
+    else:
+        producer = graph.producers.get(node.inputs[0])
+        inner = _lookup(graph, producer) if producer is not None and producer.op == "Lookup" else None
+        if inner is None:
+            return None
+        source = inner
+    place = _places(node, source.codes.shape, scale)
+    flat = None if zero is None or not np.any(zero.astype(np.int32)) else zero.reshape(-1)
+    return replace(source, scale=scale.astype(np.float32).reshape(-1), zero=flat, place=place)
+
+
+_RULES: Mapping[tuple[str, str], Callable[[Graph, Node], _Expression | None]] = {
+    (DOMAIN, "Lookup"): _lookup,
+    ("", "DequantizeLinear"): _dequantized,
+    **{("", move): _moved for move in ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")},
+}
+
+
+def _places(node: Node, shape: tuple[int, ...], scale: Array) -> npt.NDArray[np.int32]:
+    """Where in `scale` each element's lies: one for all, one per index of an axis, or per block of it."""
+    places = np.arange(scale.size, dtype=np.int32).reshape(scale.shape)
+    if scale.size == 1:
+        return np.broadcast_to(places.reshape(-1)[0], shape)
+    axis, block = node.get_int("axis", 1) % len(shape), node.get_int("block_size", 0)
+    if block:
+        return np.repeat(places, block, axis)[tuple(slice(extent) for extent in shape)]
+    return np.broadcast_to(places.reshape([-1 if a == axis else 1 for a in range(len(shape))]), shape)
+
+
+def _grouped(found: _Expression) -> Coded | None:
+    """Scales as a matrix (outputs, groups); None where that would be much larger than what the graph holds."""
+    if found.place is None or found.scale is None:
+        return Coded(found.codes, found.bits, found.signed, found.table, None, None, found.codes.shape[1])
+    outputs, depth = found.place.shape
+    changes = np.flatnonzero((found.place[:, 1:] != found.place[:, :-1]).any(axis=0)) + 1
+    group = int(np.gcd.reduce(np.append(changes, 0))) or depth
+    first = found.place[:, ::group]
+    if first.size > 2 * max(found.scale.size, outputs):
+        return None
+    zero = None if found.zero is None else found.zero[first if found.zero.size > 1 else np.zeros_like(first)]
+    return Coded(found.codes, found.bits, found.signed, found.table, found.scale[first], zero, group)
+
+
+def values(weights: Coded) -> Floats:
+    """The matrix that is stored, as floats, by the formula of `Coded`."""
+    decoded = weights.codes.astype(np.float32) if weights.table is None else weights.table[weights.codes]
+    at = np.arange(weights.codes.shape[1]) // weights.group
+    if weights.zero is not None:
+        decoded = decoded - weights.zero.astype(np.float32)[:, at]
+    return decoded if weights.scale is None else decoded * weights.scale[:, at]

@@ -1,0 +1,202 @@
+"""Contractions that decode their weights equal onnxruntime's on the decoded ones, on every x86-64 level."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from graphc.backends import targets
+from graphc.backends.build import build_target
+from graphc.backends.cache import Cache
+from graphc.backends.coded import coded, values
+from graphc.backends.lower import lower
+from graphc.backends.worker import Server
+from graphc.execute import Session
+from graphc.importer import load
+from graphc.ir import Array, Graph
+from graphc.runner import Runner
+from tests.backends.kernel_calls import LEVELS, runnable
+
+RANDOM = np.random.default_rng(11)
+
+
+class Model:
+    """A graph under construction: every anchor has an input and an output of its own."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, Array] = {}
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
+        self.feeds: dict[str, Array] = {}
+
+    def constant(self, array: Array) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants[name] = array
+        return name
+
+    def node(self, op: str, inputs: list[str], domain: str = "", **attributes: object) -> str:
+        name = f"n{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, inputs, [name], name, domain=domain, **attributes))
+        return name
+
+    def anchor(self, op: str, x: tuple[int, ...], weights: str, bias: int = 0, **attributes: object) -> None:
+        """op(input of shape x, weights) with a bias of that size, and a Relu behind every second one."""
+        name = f"x{len(self.inputs)}"
+        self.inputs.append(helper.make_tensor_value_info(name, 1, x))
+        self.feeds[name] = RANDOM.standard_normal(x).astype(np.float32)
+        rest = [self.constant(RANDOM.standard_normal(bias).astype(np.float32))] if bias else []
+        y = self.node(op, [name, weights, *rest], **attributes)
+        y = self.node("Relu", [y]) if len(self.outputs) % 2 else y
+        self.outputs.append(helper.make_tensor_value_info(y, 1, None))
+
+    def dequantized(
+        self, shape: tuple[int, ...], dtype: str, axis: int | None, block: int = 0, zero: bool = False
+    ) -> str:
+        """Weights of random integers, a scale for all, per index of an axis, or per block of it."""
+        kind = ml_dtypes.iinfo(getattr(ml_dtypes, dtype, dtype))
+        q = RANDOM.integers(kind.min, kind.max, shape, endpoint=True).astype(kind.dtype)
+        if axis is None:
+            spread: tuple[int, ...] = ()
+        else:
+            spread = tuple(-(-n // block) if a == axis else n for a, n in enumerate(shape)) if block else (shape[axis],)
+        operands = [self.constant(q), self.constant(RANDOM.uniform(0.01, 0.1, spread).astype(np.float32))]
+        if zero:
+            operands.append(
+                self.constant(RANDOM.integers(kind.min, kind.max, spread, endpoint=True).astype(kind.dtype))
+            )
+        attributes = {} if axis is None else {"axis": axis, **({"block_size": block} if block else {})}
+        return self.node("DequantizeLinear", operands, **attributes)
+
+    def shared(self, shape: tuple[int, ...], bits: int, codebook: str = "") -> str:
+        """Weights that are random entries of a codebook."""
+        codes = RANDOM.integers(0, 1 << bits, shape).astype(np.uint8)
+        stream = np.unpackbits(codes.reshape(-1, 1), axis=1, count=bits, bitorder="little")
+        packed = self.constant(np.packbits(stream.reshape(-1), bitorder="little"))
+        codebook = codebook or self.constant(RANDOM.standard_normal(1 << bits).astype(np.float32))
+        return self.node("Lookup", [codebook, packed], "graphc", bits=bits, shape=shape)
+
+    def graph(self) -> Graph:
+        initializers = [numpy_helper.from_array(array, name) for name, array in self.constants.items()]
+        graph = helper.make_graph(self.nodes, "decoded", self.inputs, self.outputs, initializers)
+        imports = [helper.make_opsetid("", 26), helper.make_opsetid("graphc", 1)]
+        return load(helper.make_model(graph, opset_imports=imports, ir_version=13))
+
+
+def vector_times_integers(m: Model) -> None:
+    m.anchor("MatMul", (1, 70), m.dequantized((70, 50), "int8", 1))
+    m.anchor("MatMul", (1, 64), m.dequantized((64, 96), "int4", 0, 32))
+    m.anchor("MatMul", (3, 67), m.dequantized((67, 130), "uint4", 0, 16, zero=True))
+    m.anchor("MatMul", (40,), m.dequantized((40, 33), "int4", None))
+    m.anchor("Gemm", (1, 65), m.dequantized((48, 65), "int2", 1, 13), 48, transB=1)
+    m.anchor("Gemm", (2, 64), m.dequantized((64, 64), "uint2", 1, zero=True), alpha=0.5)
+    m.anchor("MatMul", (1, 33), m.dequantized((33, 20), "uint8", 1, zero=True))
+    m.anchor("MatMul", (1, 16), m.dequantized((16, 16), "int16", None))
+
+
+def rows_times_integers(m: Model) -> None:
+    m.anchor("MatMul", (20, 130), m.dequantized((130, 70), "int4", 0, 32, zero=True))
+    m.anchor("MatMul", (2, 3, 13, 96), m.dequantized((96, 33), "int8", 1))
+    m.anchor("MatMul", (137, 70), m.dequantized((70, 64), "uint4", 0, 7))
+    m.anchor("Gemm", (31, 90), m.dequantized((31, 40), "int2", None), 40, transA=1)
+    m.anchor("Gemm", (31, 50), m.dequantized((18, 50), "uint8", 0, zero=True), 18, transB=1)
+    m.anchor("MatMul", (300, 40), m.node("Transpose", [m.dequantized((70, 40), "int4", 1, 8)], perm=[1, 0]))
+
+
+def vector_and_rows_times_shared(m: Model) -> None:
+    for bits in range(1, 9):
+        m.anchor("MatMul", (1, 61), m.shared((61, 70), bits))
+        m.anchor("Gemm", (30, 40), m.shared((50, 40), bits), 50, transB=1)
+
+
+def nested(m: Model) -> None:
+    small = m.node(
+        "DequantizeLinear", [m.constant(RANDOM.integers(-127, 128, 16).astype(np.int8)), m.constant(np.float32(0.1))]
+    )
+    m.anchor("MatMul", (2, 40), m.shared((40, 32), 4, small))
+    inner = m.shared((40, 32), 4, m.constant(RANDOM.integers(-127, 128, 16).astype(np.int8)))
+    scale = m.constant(RANDOM.uniform(0.01, 0.1, 32).astype(np.float32))
+    m.anchor("MatMul", (9, 40), m.node("DequantizeLinear", [inner, scale], axis=1))
+
+
+def convolutions(m: Model) -> None:
+    m.anchor("Conv", (1, 16, 9, 9), m.dequantized((40, 16, 3, 3), "int4", 0), 40, pads=[1, 1, 1, 1])
+    blocked = m.dequantized((40, 16 * 9), "int4", 1, 32, zero=True)
+    shape = m.constant(np.array([40, 16, 3, 3]))
+    m.anchor("Conv", (2, 16, 20, 7), m.node("Reshape", [blocked, shape]), pads=[1, 1, 1, 1], strides=[2, 1])
+    m.anchor("Conv", (1, 3, 23, 40), m.dequantized((24, 3, 5, 7), "int2", 0), pads=[2, 3, 2, 3], strides=[2, 2])
+    m.anchor("Conv", (1, 40, 14, 14), m.dequantized((70, 40, 1, 1), "int8", 0, zero=True), 70)
+    m.anchor("Conv", (1, 70, 8, 9), m.shared((33, 70, 3, 3), 3), dilations=[2, 2])
+    m.anchor("Conv", (1, 32, 1, 1), m.shared((33, 32, 1, 1), 5))
+    m.anchor("Conv", (1, 8, 3, 300), m.shared((64, 8, 1, 3), 4), pads=[0, 1, 0, 1])
+    m.anchor("Conv", (1, 12, 50), m.dequantized((20, 12, 3), "int4", 0), 20, pads=[1, 1])
+
+
+CASES: tuple[Callable[[Model], None], ...] = (
+    vector_times_integers,
+    rows_times_integers,
+    vector_and_rows_times_shared,
+    nested,
+    convolutions,
+)
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Cache]]:
+    with Server(2) as server:
+        yield server, Cache(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+@pytest.mark.parametrize("level", LEVELS)
+def test_equals_onnxruntime(
+    case: Callable[[Model], None], level: str, machine: tuple[Server, Cache], tmp_path: Path
+) -> None:
+    model = Model()
+    case(model)
+    graph = model.graph()
+    expected = Session(graph).run(model.feeds)
+    build_target(graph, runnable(level), tmp_path, *machine)
+    for threads in (1, 3):
+        with Runner(tmp_path, threads) as runner:
+            found = runner(**model.feeds)
+        for name, value in expected.items():
+            difference = np.abs(found[name].astype(np.float64) - value).max()
+            assert difference <= 1e-5 * np.abs(value).max(), (name, threads)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_no_kernel_writes_dense_weights(case: Callable[[Model], None]) -> None:
+    model = Model()
+    case(model)
+    program = lower(model.graph(), targets.resolve({"cpu": "x86-64-v4"}))
+    assert not [
+        symbol for symbol in program.kernels if "dequantize" in symbol or "lookup" in symbol or "pack" in symbol
+    ]
+    words = sum(array.nbytes for name, array in program.constants.items() if ".plane" in name)
+    assert words > 0
+    assert all(array.dtype != np.float32 for name, array in program.constants.items() if ".plane" in name)
+
+
+def test_the_matrix_is_what_onnxruntime_decodes() -> None:
+    model = Model()
+    weights = model.dequantized((24, 40), "uint4", 0, 8, zero=True)
+    model.anchor("MatMul", (1, 24), weights)
+    graph = model.graph()
+    found = coded(graph, weights, lambda array: array.T)
+    assert found is not None
+    assert (found.codes.shape, found.group) == ((40, 24), 8)
+    q, scale, zero = (graph.constants[name] for name in graph.producers[weights].inputs)
+    spread = [np.repeat(part.astype(np.float32), 8, axis=0) for part in (scale, zero)]
+    np.testing.assert_array_equal(values(found), ((q.astype(np.float32) - spread[1]) * spread[0]).T)
+
+
+def test_scales_per_input_channel_stay_a_kernel_of_their_own() -> None:
+    model = Model()
+    weights = model.dequantized((24, 40), "int8", 0)
+    model.anchor("MatMul", (1, 24), weights)
+    assert coded(model.graph(), weights, lambda array: array.T) is None
