@@ -16,7 +16,7 @@ from graphc.errors import InputError
 from graphc.execute import Session
 from graphc.ir.graph import Array, Graph
 from graphc.passes.layers import Floats
-from graphc.passes.protocol import Observation, Statistics
+from graphc.passes.protocol import Observation, Statistics, Whole
 
 KEEP_EVERY = 20.0
 """Seconds between two states that are kept."""
@@ -60,7 +60,7 @@ def calibrate(
     if not observations:
         return {}
     values = tuple(dict.fromkeys(observation.value for observation in observations))
-    _check_observable(graph, values)
+    _check_observable(graph, observations)
     collectors = {each: collector(each.statistic) for each in observations}
     kept = kept or Nowhere()
     done = _restore(collectors, kept.load())
@@ -138,12 +138,14 @@ def from_arrays(
     return found
 
 
-def _check_observable(graph: Graph, values: Sequence[str]) -> None:
-    for name in values:
+def _check_observable(graph: Graph, observations: Sequence[Observation]) -> None:
+    """Figures are those of floating-point values; whole values may be anything."""
+    for observation in observations:
+        name = observation.value
         if name not in graph.types:
             raise InputError(f"value '{name}'", "is not in the graph, so it cannot be observed.", "Check its name.")
         kind = graph.types[name]
-        if not np.issubdtype(kind.dtype, np.floating):
+        if not np.issubdtype(kind.dtype, np.floating) and not isinstance(observation.statistic, Whole):
             raise InputError(f"value '{name}'", f"is {kind}; statistics need floating-point values.")
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from graphc.ir.graph import Array
 from graphc.passes.layers import Floats, unfold
-from graphc.passes.protocol import AverageRange, Gram, Histogram, Moments, Range, Sample, Statistic, Total
+from graphc.passes.protocol import AverageRange, Gram, Histogram, Moments, Range, Sample, Statistic, Total, Whole
 
 State = dict[str, npt.NDArray[Any]]
 
@@ -221,6 +221,27 @@ class SampleCollector(Collector):
         self.state.update(found)
 
 
+class WholeCollector(Collector):
+    """The values of the feeds whose numbers have the smallest hashes."""
+
+    def __init__(self, statistic: Whole) -> None:
+        super().__init__()
+        self._statistic = statistic
+
+    def add(self, values: Floats) -> None:
+        seen = int(self.state.get("seen", 0))
+        hashes = scrambled(np.array([seen]), self._statistic.seed)
+        kept = values[None].copy()
+        if "values" in self.state:
+            hashes = np.concatenate([self.state["hashes"], hashes])
+            kept = np.concatenate([self.state["values"], kept])
+        chosen = np.sort(np.argsort(hashes, kind="stable")[: self._statistic.count])
+        self.state = {"values": kept[chosen], "hashes": hashes[chosen], "seen": np.asarray(seen + 1)}
+
+    def arrays(self) -> dict[str, Array]:
+        return {"values": self.state["values"].copy()}
+
+
 def scrambled(numbers: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.uint64]:
     """A hash of each number: G. Steele et al., "Fast Splittable Pseudorandom Number Generators" (2014), SplitMix64."""
     z = (numbers.astype(np.uint64) + np.uint64(seed) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
@@ -237,6 +258,7 @@ COLLECTORS: Mapping[type[Any], Callable[[Any], Collector]] = {
     Gram: GramCollector,
     Moments: MomentsCollector,
     Sample: SampleCollector,
+    Whole: WholeCollector,
 }
 """Kind of statistic -> what collects it."""
 

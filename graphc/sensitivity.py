@@ -102,7 +102,8 @@ def subject_of(job: Job, memory: Memory, weights: Sequence[str], count: int, pro
     found: dict[Any, Any] = {}
     for each in (step, *(_with_weights(step, name) for name in weights)):
         found.update(observe(each, graph, job.data, memory, calibration))
-    return Subject(job, step, graph, found, _samples(job, count), memory)
+    step, statistics = step.resolved(graph, found)
+    return Subject(job, step, graph, statistics, _samples(job, count), memory)
 
 
 def sensitivity(subject: Subject, weights: Sequence[str], progress: Progress = silent) -> Sensitivity:

@@ -115,7 +115,15 @@ class Sample:
     seed: int = 0
 
 
-Statistic = Range | AverageRange | Histogram | Total | Gram | Moments | Sample
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """`values` [count, *shape]: the whole value in up to `count` feeds, each feed equally likely, in order."""
+
+    count: int = 32
+    seed: int = 0
+
+
+Statistic = Range | AverageRange | Histogram | Total | Gram | Moments | Sample | Whole
 """What can be observed of a value; each kind says which arrays it yields. graphc.calibrate collects them in one run."""
 
 

@@ -29,7 +29,8 @@ from pydantic_core import InitErrorDetails
 
 from graphc.ir.graph import Graph, Node
 from graphc.passes.layers import layer_of
-from graphc.passes.protocol import Context, Histogram, Observation, Pass
+from graphc.passes.protocol import Context, Histogram, Observation, Pass, Range, Statistics
+from graphc.passes.quantize_best import best, feeds_wanted
 from graphc.passes.quantize_dynamic import DYNAMIC
 from graphc.passes.quantize_grids import Grids
 from graphc.passes.quantize_logarithms import before_logarithms
@@ -102,6 +103,13 @@ class Quantize(Pass):
         if self.group is not None and (not self.per_channel or self.weights not in FORMATS):
             context = {"expected": "nothing (groups need integer weights and per_channel)"}
             errors.append(InitErrorDetails(type="literal_error", loc=("group",), input=self.group, ctx=context))
+        for index, rule in enumerate(self.where):
+            if rule.overrides.get("calibrate") == "best":
+                at, context = (
+                    ("where", index, "calibrate"),
+                    {"expected": "a method other than best: it is for all nodes"},
+                )
+                errors.append(InitErrorDetails(type="literal_error", loc=at, input="best", ctx=context))
         if errors:
             raise ValidationError.from_exception_data("Quantize", errors)
         return self
@@ -131,10 +139,14 @@ class Quantize(Pass):
         decided = plan(graph, options, self._borders(graph))
         wide = (Observation(name, Histogram()) for name in before_logarithms(graph) if name in decided.shares)
         wanted = (*Grids(graph, self, options, {}).observations(decided), *wide)
-        return tuple(dict.fromkeys((*wanted, *self._layers_wanted(graph, decided, options))))
+        tried = feeds_wanted(graph) if self.calibrate == "best" else ()
+        return tuple(dict.fromkeys((*wanted, *tried, *self._layers_wanted(graph, decided, options))))
 
     def apply(self, graph: Graph, context: Context) -> Graph:
         """Quantize all that the table and the options allow; every other float node is skipped with a reason."""
+        if self.calibrate == "best":
+            step, statistics = self.resolved(graph, context.statistics)
+            return step.apply(graph, Context(statistics, context.progress, context.skips))
         options, borders = self.options(graph), self._borders(graph)
         grids = Grids(graph, self, options, context.statistics)
         decided = plan(graph, options, borders)
@@ -146,6 +158,24 @@ class Quantize(Pass):
                 context.skip(node, decided.skipped[node])
         rounder = Rounder(graph, options, context)
         return write(graph, decided, options, grids.of(decided, self.io, borders, context.progress), borders, rounder)
+
+    def resolved(self, graph: Graph, statistics: Statistics) -> tuple[Self, Statistics]:
+        """This pass with the method that `best` comes to, and the statistics that method needs; else as they are.
+
+        Rules that name another method for a node keep it.
+        """
+        if self.calibrate != "best":
+            return self, statistics
+        known = {**statistics}
+        for wish, found in statistics.items():
+            if isinstance(wish.statistic, Histogram):
+                known[Observation(wish.value, Range())] = {key: found[key] for key in ("low", "high")}
+
+        def tried(method: Method) -> Graph:
+            step = self.model_copy(update={"calibrate": method, "io": "float", "rounding": "nearest"})
+            return step.apply(graph, Context(known))
+
+        return self.model_copy(update={"calibrate": best(graph, known, tried)}), known
 
     def _layers_wanted(self, graph: Graph, decided: Plan, options: Mapping[Node, Self]) -> Iterator[Observation]:
         """What rounding and bias correction need to know of the inputs of layers."""

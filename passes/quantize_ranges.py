@@ -4,6 +4,7 @@
 - average: the mean over feeds of the smallest and largest value (a cumulative moving average).
 - percentile: cut an equal share of the values off both ends.
 - mse: the range with the smallest mean squared error of rounding and saturating together.
+- best: that of minmax, mse and entropy with which the model's outputs change least; quantize_best.py.
 - entropy: the range whose rounded distribution loses the least information, D(P || Q); S. Migacz, "8-bit Inference with
   TensorRT" (2017), here for ranges that need not be symmetric.
 """
@@ -19,7 +20,7 @@ from graphc.ir.graph import Array
 from graphc.passes.protocol import AverageRange, Histogram, Range, Statistic
 from graphc.passes.quantize_schemes import Format, Parameters, affine, dequantize, quantize
 
-Method = Literal["minmax", "average", "percentile", "mse", "entropy"]
+Method = Literal["minmax", "average", "percentile", "mse", "entropy", "best"]
 Span = tuple[float, float]
 Floats = npt.NDArray[np.float64]
 
@@ -29,6 +30,7 @@ STATISTICS: Mapping[str, Statistic] = {
     "percentile": Histogram(),
     "mse": Histogram(),
     "entropy": Histogram(),
+    "best": Histogram(),
 }
 """What each method needs to be observed."""
 

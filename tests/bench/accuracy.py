@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from graphc.version import VERSION
 from tests.bench.quantizers import (
     QUANTIZED,
     Array,
@@ -39,7 +40,7 @@ PEER_FAILURES = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, 
 """What quantizers raise for a model that they cannot do; the table then says `fails`."""
 FLOAT = "float"
 GRAPHC: Mapping[str, list[Mapping[str, Any]]] = {
-    "graphc": [{**QUANTIZED, "calibrate": "entropy", "rounding": "gptq", "bias_correction": True}],
+    "graphc": [{**QUANTIZED, "calibrate": "best"}],
     "graphc minmax": [{**QUANTIZED, "calibrate": "minmax"}],
     "graphc mse": [{**QUANTIZED, "calibrate": "mse"}],
     "graphc entropy": [{**QUANTIZED, "calibrate": "entropy"}],
@@ -74,8 +75,8 @@ class Bench:
 
     def figures(self, method: str, again: bool) -> Figures:
         """How good `method` is here: remembered, or measured on every test row."""
-        # The options decide; graphc's own code does too, so what it made is part of the key.
-        kept = KEPT / f"{self.name}-{sha256(repr((method, len(self.rows.test))).encode()).hexdigest()[:12]}.json"
+        what = (method, len(self.rows.test), *([GRAPHC[method], VERSION] if method in GRAPHC else []))
+        kept = KEPT / f"{self.name}-{sha256(repr(what).encode()).hexdigest()[:12]}.json"
         if kept.exists() and not again:
             found: dict[str, float] = json.loads(kept.read_text())
             return found
