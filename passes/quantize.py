@@ -150,7 +150,7 @@ class Quantize(Pass):
         options, borders = self.options(graph), self._borders(graph)
         grids = Grids(graph, self, options, context.statistics)
         decided = plan(graph, options, borders)
-        refused = {**grids.crushed(decided), **grids.wide(decided)}
+        refused = {**grids.crushed(decided), **grids.wide(decided), **grids.constant(decided)}
         if refused:
             decided = plan(graph, options, borders, refused)
         for node in graph.nodes:

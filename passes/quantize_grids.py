@@ -61,6 +61,10 @@ class Grids:
             progress("ranges", index / len(shares))
             own = self._options[share.owner] if share.owner is not None else self._base
             form = FORMATS[own.activations if at_border.isdisjoint(share.members) else io]
+            given = next((name for name in share.members if name in at_border and name in self._graph.inputs), None)
+            if given is not None and self._is_constant(share, form.name, makers):
+                problem = "has one value in all of the calibration data, so its integers have no scale."
+                raise InputError(f"input '{given}'", problem, "Give data as the model will see it, or `io: float`.")
             grids.update(dict.fromkeys(share.members, self._grid(share, form, own, makers)))
         return grids
 
@@ -90,6 +94,27 @@ class Grids:
             if large > LARGEST_SPREAD * small:
                 found[node] = f"its operands span {small:.3g} and {large:.3g}: one grid would crush the smaller"
         return found
+
+    def constant(self, plan: Plan) -> dict[Node, str]:
+        """Nodes that read or give one number throughout the data, with that reason to keep them float.
+
+        Such a value has no range: any grid would be made up, and wrong for the first input that differs.
+        """
+        found: dict[Node, str] = {}
+        makers = _makers(plan)
+        for unit in plan.units:
+            if unit.operator.role is Role.MOVE:
+                continue  # moves whatever is there
+            for name in (*unit.data, *unit.results):
+                share = plan.shares[name]
+                if not share.probability and self._is_constant(share, self._options[unit.anchor].activations, makers):
+                    reason = f"'{name}' has one value in all of the calibration data, and so no range"
+                    found.update(dict.fromkeys(unit.nodes, reason))
+        return found
+
+    def _is_constant(self, share: Share, form: str, makers: Mapping[str, Node]) -> bool:
+        low, high = self._span(share, form, makers)
+        return low == high
 
     def wide(self, plan: Plan) -> dict[Node, str]:
         """Nodes whose result goes to a logarithm and is too small for its grid, with that reason to keep them float."""

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from graphc.backends.integer import explain
 from graphc.calibrate import calibrate
+from graphc.errors import InputError
 from graphc.execute import Session
 from graphc.importer import load
 from graphc.ir.check import check
@@ -236,7 +237,7 @@ def test_weights_that_two_nodes_share_are_stored_once() -> None:
     assert stored == ["w_quantized"]
 
 
-def test_zero_ranges_zero_channels_and_tiny_weights_are_harmless() -> None:
+def test_zero_channels_and_tiny_weights_are_harmless_and_values_without_a_range_stay_float() -> None:
     weights = normal(4, 3, 3, 3)
     weights[1] = 0
     weights[2] *= 1e-12
@@ -246,7 +247,7 @@ def test_zero_ranges_zero_channels_and_tiny_weights_are_harmless() -> None:
         "y = Conv <pads = [1,1,1,1]> (x, w, b)\nn = Neg (y)\nm = Mul (n, zero)\nz = Conv <pads = [1,1,1,1]> (m, v)",
         w=weights, b=bias, zero=np.float32(0), v=normal(4, 4, 3, 3),
     )  # fmt: skip
-    after, _ = quantized(before)
+    after, context = quantized(before)
     feeds = feeds_of(before)[0]
     expected, found = Session(before).run(feeds), Session(after).run(feeds)
     step = float(after.constants["y_scale"])
@@ -254,7 +255,24 @@ def test_zero_ranges_zero_channels_and_tiny_weights_are_harmless() -> None:
     assert np.abs(found["y"][:, 1:3] - expected["y"][:, 1:3]).max() <= 0.51 * step
     assert not found["z"].any()
     assert all(np.isfinite(array).all() for array in after.constants.values())
-    assert_all_integer(after)
+    reasons = {skip.node: skip.reason for skip in context.skips}
+    assert "has one value in all of the calibration data" in reasons["z"]
+
+
+def test_an_integer_input_that_the_data_does_not_vary_is_refused() -> None:
+    graph = conv_relu()
+    step = Quantize.model_validate({**STATIC, "io": "int8"})
+    zeros = [{"x": np.zeros((1, 3, 8, 8), np.float32)}]
+    with pytest.raises(InputError, match=r"input 'x': has one value in all .* data.*io: float"):
+        step.apply(graph, Context(calibrate(graph, step.observes(graph), zeros)))
+
+
+def test_data_that_does_not_vary_makes_no_integers() -> None:
+    graph = conv_relu()
+    step = Quantize.model_validate(STATIC)
+    context = Context(calibrate(graph, step.observes(graph), [{"x": np.full((1, 3, 8, 8), 3, np.float32)}]))
+    assert step.apply(graph, context) is graph
+    assert "one value in all of the calibration data" in context.skips[0].reason
 
 
 def test_infinite_weights_stay_float_with_a_reason() -> None:
