@@ -10,12 +10,11 @@ import tvm.ir
 import tvm_ffi
 from tvm import s_tir, tirx
 
+from graphc.backends import schedule_reduction
+from graphc.backends.schedule_reduction import REDUCTION, SPATIAL
+from graphc.backends.statements import PARALLEL
 from graphc.backends.targets import Target
 
-SPATIAL, REDUCTION = 0, 2
-"""TVM's kinds of block variables: data-parallel, and summed over."""
-PARALLEL = "graphc.parallel"
-"""Annotation of an outermost loop whose iterations may run in any order, at the same time."""
 RUN = 64
 """Most vectors in one task of an elementwise kernel."""
 
@@ -62,6 +61,8 @@ def schedule_block(sch: Any, block: Any, lanes: int) -> None:
     reduction = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == REDUCTION]
     if not reduction and _same_index_everywhere(sch.get(block)):
         _schedule_flat(sch, sch.fuse(*loops) if len(loops) > 1 else loops[0], lanes)
+        return
+    if reduction and schedule_reduction.schedule(sch, block, spatial, reduction, lanes):
         return
     inner = spatial.pop() if len(spatial) > 1 else None
     if inner is not None and reduction:

@@ -15,7 +15,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.tirx.buffer import is_buffer_var
 
-from graphc.backends.schedule_generic import PARALLEL
+from graphc.backends.statements import PARALLEL
 
 TASK = "task"
 

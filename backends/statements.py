@@ -6,7 +6,9 @@ from typing import Any
 from tvm import s_tir, tirx
 
 from graphc.backends.geometry import Pattern, Rows
-from graphc.backends.schedule_generic import PARALLEL
+
+PARALLEL = "graphc.parallel"
+"""Annotation of an outermost loop whose iterations may run in any order, at the same time."""
 
 SERIAL, UNROLLED, VECTORIZED = tirx.ForKind.SERIAL, tirx.ForKind.UNROLLED, tirx.ForKind.VECTORIZED
 

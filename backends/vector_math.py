@@ -19,7 +19,7 @@ float32 expression; `named` turns TVM's own intrinsics into them; `expanded` wri
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import tvm
@@ -195,7 +195,39 @@ def expanded(function: Any) -> Any:
         found = DEFINITIONS.get(_name_of(call))
         return found(call.args[0]) if found else call
 
-    return function.with_body(tvm_ffi.structural_map(function.body, (tvm.ir.Call, definition)))
+    body = tvm_ffi.structural_map(function.body, (tirx.BufferStore, _one_at_a_time))
+    return function.with_body(tvm_ffi.structural_map(body, (tvm.ir.Call, definition)))
+
+
+def _one_at_a_time(store: Any) -> Any:
+    """y = tanh(sigmoid(x) * c)   ->   t = sigmoid(x) * c; y = tanh(t)
+
+    In memory, which LLVM makes a register of: for what is bound to a name, TVM's code generator simplifies every
+    definition in terms of those before it, which takes minutes for a function of a function of a function. An argument
+    that must not be computed everywhere (`if_then_else`) stays where it is.
+    """
+    before: list[Any] = []
+
+    def apart(call: Any) -> Any:
+        if _name_of(call) not in DEFINITIONS or not _calls(call.args[0], DEFINITIONS):
+            return call
+        lanes = _lanes(call)
+        place = tirx.Ramp(tirx.const(0, INT), tirx.const(1, INT), lanes) if lanes > 1 else tirx.const(0, INT)
+        held = tirx.decl_buffer((lanes,), FLOAT, "held", scope="local")
+        before.extend([tirx.AllocBuffer(held), tirx.BufferStore(held, call.args[0], [place])])
+        return tirx.call_intrin(str(call.ty.dtype), _name_of(call), held[place])
+
+    if _calls(store.value, ("tirx.if_then_else",)):
+        return store
+    value = tvm_ffi.structural_map(store.value, (tvm.ir.Call, apart))
+    return tirx.SeqStmt([*before, tirx.BufferStore(store.buffer, value, store.indices)]) if before else store
+
+
+def _calls(expression: Any, names: Container[str]) -> bool:
+    """Whether an expression calls one of the functions named."""
+    found: list[Any] = []
+    tvm_ffi.structural_walk(expression, (tvm.ir.Call, found.append))
+    return any(_name_of(call) in names for call in found)
 
 
 def _name_of(call: Any) -> str:

@@ -39,8 +39,10 @@ def input_grids(graph: Graph) -> dict[str, Grid]:
     """Inputs that are read by DequantizeLinear alone, all with the same constant scale and zero point -> their grid."""
     found = {}
     for name in graph.inputs:
+        if not _reads_only(graph, name, "DequantizeLinear"):
+            continue
         grids = {_grid(graph, node, name, node.outputs[0]) for node in graph.users.get(name, ())}
-        if len(grids) == 1 and (grid := grids.pop()) is not None and _reads_only(graph, name, "DequantizeLinear"):
+        if len(grids) == 1 and (grid := grids.pop()) is not None:
             found[name] = grid
     return found
 

@@ -28,7 +28,6 @@ def shared_data() -> Path:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write golden texts anew instead of comparing them")
-    parser.addoption("--conformance", action="store_true", help="run onnx's 1,884 node cases too (over 10 minutes)")
 
 
 @pytest.fixture

@@ -149,3 +149,28 @@ def test_code_has_no_calls(op: str) -> None:
 
 
 V3 = resolve({"cpu": "x86-64-v3"})
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("cells", [7, 16])
+def test_functions_of_functions_compile_in_no_time(cells: int, tmp_path: Path) -> None:
+    """The cell of an LSTM, written out by simplifiers, would take hours."""
+    target = runnable("x86-64-v3")
+    gates, state = te.placeholder((4, cells), name="gates"), te.placeholder((cells,), name="state")
+
+    def call(function: Callable[[Any], Any], x: Any) -> Any:
+        return vector_math.call(function, x)
+
+    def element(k: Any) -> Any:
+        kept = call(vector_math.sigmoid, gates[2, k]) * state[k]
+        new = kept + call(vector_math.sigmoid, gates[0, k]) * call(vector_math.tanh, gates[3, k])
+        return call(vector_math.sigmoid, gates[1, k] + new) * call(vector_math.tanh, new)
+
+    function = schedule(te.create_prim_func([gates, state, te.compute((cells,), element)]), target)
+    (stage,) = stages(function)
+    rng = np.random.default_rng(5)
+    x, c, y = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, cells), cells, cells))
+    Compiled(stage.function, target, tmp_path)(x, c, y)
+    wide = x.astype(np.float64)
+    new = _sigmoid(wide[2]) * c + _sigmoid(wide[0]) * np.tanh(wide[3])
+    np.testing.assert_allclose(y, _sigmoid(wide[1] + new) * np.tanh(new), rtol=2e-6, atol=0)

@@ -3,7 +3,7 @@
 `known_misses.txt` lists the cases that fail, with the reason; `bound.txt` those that pass only with the inputs that
 decide shapes as constants of the model. After a change, run this and read the diff:
 
-    pytest tests/conformance --conformance --update-golden
+    pytest tests/conformance --update-golden
 """
 
 from collections.abc import Iterable
@@ -25,8 +25,6 @@ AT_LEAST = 900
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> list[Outcome]:
     """What became of each case; with --update-golden the lists are written."""
-    if not request.config.getoption("--conformance"):
-        pytest.skip("onnx's node cases take over 10 minutes; pytest --conformance runs them")
     found = run(collect(), tmp_path_factory.mktemp("kernels"))
     if request.config.getoption("--update-golden"):
         misses = [(outcome.name, outcome.entry) for outcome in found if outcome.reason]

@@ -1,0 +1,64 @@
+"""Sums and extrema over axes, dense or not, of lengths that fit in vectors and that do not: against float64."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tvm import te
+
+from graphc.backends import objects
+from graphc.backends.schedule_generic import schedule
+from graphc.backends.stages import stages
+from tests.backends.kernel_calls import LEVELS, Compiled, runnable
+
+CASES = (
+    ((2, 7, 7, 64), (1, 2)),
+    ((2, 5, 48), (1,)),
+    ((3, 5, 20), (1,)),
+    ((4, 384), (1,)),
+    ((2, 8, 16, 32), (2, 3)),
+    ((3, 4096), (1,)),
+    ((5, 7), (1,)),
+    ((6, 32, 3), (1,)),
+    ((64,), (0,)),
+)
+
+
+def reduction(shape: Sequence[int], axes: Sequence[int], kind: Any) -> Any:
+    """A PrimFunc: y = kind over `axes` of (x - 1)^2, the subtraction and the square fused into it."""
+    x = te.placeholder(shape, name="x")
+    moved = te.compute(shape, lambda *i: x[i] - 1.0, name="moved")
+    steps = {axis: te.reduce_axis((0, shape[axis]), f"k{axis}") for axis in axes}
+    kept = [size for axis, size in enumerate(shape) if axis not in axes]
+
+    def element(*i: Any) -> Any:
+        rest = iter(i)
+        at = tuple(steps[axis] if axis in steps else next(rest) for axis in range(len(shape)))
+        return kind(moved[at] * moved[at], axis=list(steps.values()))
+
+    return te.create_prim_func([x, te.compute(kept or (1,), element if kept else lambda _: element(), name="y")])
+
+
+@pytest.mark.parametrize("cpu", LEVELS)
+def test_values(cpu: str, tmp_path: Path) -> None:
+    target, rng = runnable(cpu), np.random.default_rng(11)
+    for shape, axes in CASES:
+        for name, kind in (("sum", te.sum), ("max", te.max)):
+            (stage,) = stages(schedule(reduction(shape, axes, kind), target))
+            x = rng.standard_normal(shape).astype(np.float32)
+            expected = getattr((x.astype(np.float64) - 1) ** 2, name)(axis=axes)
+            y = np.full(expected.shape or (1,), np.nan, np.float32)
+            folder = tmp_path / f"{name}_{'_'.join(map(str, shape))}"
+            folder.mkdir()
+            Compiled(stage.function, target, folder)(x, y)
+            assert np.abs(y.reshape(expected.shape) - expected).max() <= 1e-6 * np.abs(expected).max(), (shape, name)
+
+
+@pytest.mark.parametrize(("shape", "axes"), [((2, 7, 7, 64), (1, 2)), ((4, 384), (1,)), ((6, 32, 16), (2,))])
+def test_sums_are_vectors(shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+    target = runnable("x86-64-v3")
+    (stage,) = stages(schedule(reduction(shape, axes, te.sum), target))
+    code = objects.assembly(objects.tir_json(stage.function), "kernel", target)
+    assert "vfmadd" in code and "ymm" in code
