@@ -4,6 +4,7 @@ the dense axis is kept:     parallel for i, j / run: a[0:run] = 0; for k: a[0:ru
 the dense axis is reduced:  parallel for i: a[0:run] = 0; for k / run: a[0:run] += x[i, k + 0:run]; y[i] = sum of a
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ def schedule(sch: Any, block: Any, spatial: Sequence[Any], reduction: Sequence[A
     axes = sch.get(block).iter_vars
     if _is_dense(sch, block, [axis.var for axis in axes if axis.iter_type == SPATIAL][-1]):
         return _across(sch, block, spatial, reduction, lanes)
-    if _is_dense(sch, block, [axis.var for axis in axes if axis.iter_type == REDUCTION][-1]):
+    if _divides(sch, block) and _is_dense(sch, block, [axis.var for axis in axes if axis.iter_type == REDUCTION][-1]):
         return _along(sch, block, spatial, reduction, lanes)
     return False
 
@@ -73,6 +74,14 @@ def _along(sch: Any, block: Any, spatial: Sequence[Any], reduction: Sequence[Any
     sch.decompose_reduction(partial, steps[0])
     sch.decompose_reduction(block, sch.get_loops(block)[-1])
     return True
+
+
+def _divides(sch: Any, block: Any) -> bool:
+    """Whether TVM can reduce in two steps: it knows sums, products, and extrema that start at a finite number."""
+    init = sch.get(block).init
+    if not isinstance(init, tirx.BufferStore) or str(init.buffer.dtype) == "bool":
+        return False
+    return not isinstance(init.value, tirx.FloatImm) or math.isfinite(init.value.value)
 
 
 def _run(extent: int, lanes: int, runs: Sequence[int]) -> int | None:
