@@ -1,4 +1,4 @@
-"""Calibration and evaluation data: .npz files with one array per model input, and labels `y`.
+"""Calibration and evaluation data: .npz files with one array per model input, and labels `y`; .npy for one input alone.
 
 Samples are streamed: memory holds one run's worth, however many the file has. An array of the input's rank is cut along
 its first axis into runs of the model's batch; an array of one rank more holds one whole input per row; an input without
@@ -67,6 +67,7 @@ class Dataset:
         self.path = section.path
         self._preprocess = preprocess if preprocess is not None and not preprocess.fold else None
         self._target = preprocessing.target(self._preprocess, inputs) if self._preprocess else None
+        self._alone = len(inputs) == 1
         stored = members(self.path)
         self._sources = {name: self._source(stored, name, kind) for name, kind in inputs.items()}
         available = self._available()
@@ -107,7 +108,8 @@ class Dataset:
         return content.hexdigest()
 
     def _source(self, stored: Mapping[str, Member], name: str, model: TensorType) -> _Source:
-        member = stored.get(name)
+        alone = self.path.suffix == ".npy" and self._alone
+        member = next(iter(stored.values())) if alone else stored.get(name)
         if member is None:
             problem = f"expected an array '{name}' as the model's input, got {', '.join(stored)}."
             raise InputError(str(self.path), problem, "Name the arrays like the model's inputs.")

@@ -1,9 +1,10 @@
-"""Reading .npz files a few rows at a time, compressed or not: memory does not grow with the file. No pickles."""
+"""Reading .npz and .npy files a few rows at a time, compressed or not: memory does not grow with the file; no pickles."""
 
 import io
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -41,7 +42,7 @@ class Member:
         """Blocks `[rows, *shape[1:]]` that begin at the rows `starts`, ascending; one block is in memory at a time."""
         row_bytes = prod(self.shape[1:]) * self.dtype.itemsize
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(self.name + SUFFIX) as stream:
+            with _opened(self.path, self.name) as stream:
                 for start in starts:
                     stream.seek(self.offset + start * row_bytes)
                     yield np.frombuffer(_exactly(stream, rows * row_bytes), self.dtype).reshape(rows, *self.shape[1:])
@@ -57,11 +58,24 @@ class Member:
         return next(Member(self.path, self.name, self.dtype, (1,), self.offset).read([0], 1)).reshape(())
 
 
-def members(path: Path) -> Mapping[str, Member]:
-    """The arrays of an .npz by name; only their headers are read.
+@contextmanager
+def _opened(path: Path, name: str) -> Iterator[IO[bytes]]:
+    """The bytes of one array, as an .npy file has them."""
+    if path.suffix == SUFFIX:
+        with path.open("rb") as stream:
+            yield stream
+        return
+    with zipfile.ZipFile(path) as archive, archive.open(name + SUFFIX) as stream:
+        yield stream
 
-    Raises InputError for what is no .npz, an array that is cut short, and one in Fortran order.
+
+def members(path: Path) -> Mapping[str, Member]:
+    """The arrays of an .npz by name, or that of an .npy by the file's; only headers are read.
+
+    Raises InputError for what is neither, an array that is cut short, and one in Fortran order.
     """
+    if path.suffix == SUFFIX:
+        return {path.stem: _single(path)}
     try:
         with zipfile.ZipFile(path) as archive:
             entries = [entry for entry in archive.infolist() if entry.filename.endswith(SUFFIX)]
@@ -76,19 +90,35 @@ def members(path: Path) -> Mapping[str, Member]:
     return {member.name: member for member in found}
 
 
+def _single(path: Path) -> Member:
+    """The array of an .npy file."""
+    try:
+        with path.open("rb") as stream:
+            return _checked(path, path.stem, stream, path.stat().st_size)
+    except OSError as error:
+        raise InputError(str(path), f"expected a readable file, got: {error.strerror}.", "Check the path.") from error
+    except _DAMAGE as error:
+        remedy = "Write it with numpy.save(path, array)."
+        raise InputError(str(path), f"expected an .npy file, got: {error}.", remedy) from error
+
+
 def _member(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Member:
-    name = entry.filename.removesuffix(SUFFIX)
     with archive.open(entry) as stream:
-        shape, fortran, dtype = _header(stream)
-        member = Member(path, name, dtype, shape, stream.tell())
+        return _checked(path, entry.filename.removesuffix(SUFFIX), stream, entry.file_size)
+
+
+def _checked(path: Path, name: str, stream: IO[bytes], size: int) -> Member:
+    """The member whose header `stream` begins with, `size` bytes in all."""
+    shape, fortran, dtype = _header(stream)
+    member = Member(path, name, dtype, shape, stream.tell())
     if fortran and len(shape) > 1:
         raise InputError(member.subject, "is in Fortran order.", "Save numpy.ascontiguousarray(array).")
     if dtype.hasobject:
         remedy = "Save it as an array of numbers of one shape."
         raise InputError(member.subject, f"expected numbers, got Python objects of shape {list(shape)}.", remedy)
     expected = member.offset + prod(shape) * dtype.itemsize
-    if entry.file_size != expected:
-        problem = f"expected {expected} bytes for {member}, got {entry.file_size}."
+    if size != expected:
+        problem = f"expected {expected} bytes for {member}, got {size}."
         raise InputError(member.subject, problem, "The file is damaged; write it again.")
     return member
 

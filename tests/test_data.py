@@ -41,6 +41,32 @@ def test_iterating_twice_gives_the_same(tmp_path: Path) -> None:
     assert (len(data), data.has_labels) == (10, False)
 
 
+def test_an_npy_serves_a_model_with_one_input(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", IMAGES)
+    data = Dataset(Calibration(path=tmp_path / "images.npy", count=5), IMAGE)
+    np.testing.assert_array_equal(np.concatenate([batch.feeds["x"] for batch in data]), IMAGES[::2])
+    assert not data.has_labels
+    with pytest.raises(InputError, match="expected an array 'x' as the model's input, got images"):
+        Dataset(Calibration(path=tmp_path / "images.npy"), {**IMAGE, "state": IMAGE["x"]})
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"), [(b"", "expected an .npy file"), (b"\x93NUMPY", "expected an .npy file")]
+)
+def test_a_damaged_npy_is_refused(content: bytes, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(InputError, match=problem):
+        Dataset(Calibration(path=tmp_path / "x.npy"), IMAGE)
+
+
+def test_an_npy_that_was_cut_short_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", IMAGES)
+    content = (tmp_path / "x.npy").read_bytes()
+    (tmp_path / "x.npy").write_bytes(content[:-8])
+    with pytest.raises(InputError, match=f"expected {IMAGES.nbytes + 128} bytes"):
+        Dataset(Calibration(path=tmp_path / "x.npy"), IMAGE)
+
+
 def test_count_is_spread_evenly(tmp_path: Path) -> None:
     data = dataset(tmp_path, IMAGE, count=4, x=IMAGES, y=LABELS)
     assert [int(batch.labels[0]) for batch in data if batch.labels is not None] == [0, 2, 5, 7]

@@ -68,7 +68,10 @@ class Model(Section):
 
 
 class Calibration(Section):
-    """Samples for statistics: an .npz with one array per model input. `count`: so many, evenly spread; absent: all."""
+    """Samples for statistics: an .npz with one array per model input, or an .npy where the model has one input.
+
+    `count`: so many, evenly spread; absent: all.
+    """
 
     path: FilePath
     count: Annotated[int, Field(gt=0)] | None = None
