@@ -12,6 +12,7 @@ from graphc import pipeline
 from graphc.backends import toolchain
 from graphc.backends.build import build_target
 from graphc.backends.cache import Cache, key
+from graphc.backends.integer_speed import slower_on
 from graphc.backends.worker import Server
 from graphc.budget import check_budget
 from graphc.exporter import save
@@ -82,7 +83,10 @@ def build_job(
         toolchain.find(target.triple, memory.cache.folder)  # a missing compiler is an error now, not after the passes
     names = (MODEL, REPORT, *(target.id for target in job.targets))
     with Staging(out / job.name, names) as staging, Server(scratch=memory.cache.scratch()) as server:
-        done = pipeline.run(job.model, job.spec.passes, job.data, memory, progress=progress, stop_after=stop_after)
+        slower = slower_on(job.targets)
+        done = pipeline.run(
+            job.model, job.spec.passes, job.data, memory, progress=progress, stop_after=stop_after, slower=slower
+        )
         save(done.graph, staging.folder / MODEL)
         for target in job.targets:
             build_target(done.graph, target, staging.folder / target.id, server, memory.cache, progress=progress)

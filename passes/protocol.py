@@ -152,16 +152,26 @@ def _silent(_message: str, _fraction: float) -> None:
     """Progress nobody watches."""
 
 
+Slower = Callable[[Graph, Node], str]
+
+
+def never(_graph: Graph, _node: Node) -> str:
+    """No targets, or none that matters."""
+    return ""
+
+
 @dataclass
 class Context:
     """What a pass is given beside the graph, and where it leaves its remarks. One context serves one step.
 
-    `progress(message, fraction)` may be called as often as liked, with 0 <= fraction <= 1.
+    `progress(message, fraction)` may be called as often as liked, with 0 <= fraction <= 1. `slower(graph, node)` says
+    why the integer code of a node does not pay on the targets that are built for; nothing where it does.
     """
 
     statistics: Statistics = field(default_factory=dict)
     progress: Callable[[str, float], None] = _silent
     skips: list[Skip] = field(default_factory=list)
+    slower: Slower = never
 
     def skip(self, node: Node, reason: str) -> None:
         """Record that `node` is left as it is. The same remark twice counts once."""

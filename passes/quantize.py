@@ -17,6 +17,9 @@
   are not integers. `io` makes the model's own inputs and outputs integers; their scales are on the DequantizeLinear
   (QuantizeLinear) beside them.
 
+With `never_slower`, a node whose integer code is known to be slower than its float code on a target of the spec stays
+float (backends/integer_speed.py), whatever the other targets are: all of them compute the same integers.
+
 The result is a model that onnxruntime runs as it is. Mathematics: quantize_schemes.py; operators:
 quantize_operators.py; what becomes a unit: quantize_plan.py.
 """
@@ -44,6 +47,12 @@ from graphc.passes.quantize_write import write
 
 Activations = Literal["int8", "uint8", "int16", "none"]
 Weights = Literal["int8", "uint8", "int4", "uint4", "int2", "uint2", "fp16", "bf16", "none"]
+
+
+def _slower(graph: Graph, decided: Plan, context: Context) -> dict[Node, str]:
+    """Nodes whose integer code does not pay on the targets, with the reason."""
+    reasons = {unit: context.slower(graph, unit.anchor) for unit in decided.units}
+    return {node: reason for unit, reason in reasons.items() if reason for node in unit.nodes}
 
 
 class Quantize(Pass):
@@ -79,6 +88,9 @@ class Quantize(Pass):
     symmetric: Annotated[bool, Field(description="activations: the same room for both signs (int16 always has it)")] = (
         False
     )
+    never_slower: Annotated[
+        bool, Field(description="nodes whose integer code is slower than float code on a target stay float, and large")
+    ] = False
     io: Annotated[Literal["float", "int8", "uint8"], Field(description="type of the model's inputs, outputs")] = "float"
 
     @model_validator(mode="after")
@@ -151,6 +163,7 @@ class Quantize(Pass):
         grids = Grids(graph, self, options, context.statistics)
         decided = plan(graph, options, borders)
         refused = {**grids.crushed(decided), **grids.wide(decided), **grids.constant(decided)}
+        refused.update(_slower(graph, decided, context) if self.never_slower else {})
         if refused:
             decided = plan(graph, options, borders, refused)
         for node in graph.nodes:

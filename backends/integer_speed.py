@@ -1,0 +1,59 @@
+"""Where integer code is slower than floating-point code: a table of measurements, read before anything is quantized.
+
+All artifacts of a build run one graph, so a node stays in floating point for every target of a spec if integers are
+slower on one of them; build targets from specs of their own where that is too careful. The table is data in the source:
+what a build decides never depends on the machine that builds, or on how busy it is.
+
+Measured on a server core of 2023, one thread: best of 12 runs, kernels alone, uint8 activations and int8 weights.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from graphc.backends.targets import Target
+from graphc.ir.graph import Graph, Node
+
+SPEED: Mapping[str, Mapping[str, float]] = {
+    "grouped convolution": {"vnni": 0.56, "avx2": 0.55, "sse": 0.47},
+    "3x3 convolution": {"avx2": 0.64, "sse": 0.86},
+    "product of activations": {"vnni": 0.92, "avx2": 0.72},
+}
+"""Kind -> how fast its integer code is beside its float code, by what the target multiplies 8-bit integers with.
+
+Grouped: 64 channels in 8 groups, 3x3, 28x28 (no dot product: one product at a time). 3x3 of stride 1: 16 channels on
+32x32 (64 on 28x28: 0.41 and 0.53), where floats have Winograd's algorithm. Activations: 8 products of 64x32 and 32x64
+(one operand is packed at every run, as 16 bits). Depthwise and 1x1 convolutions and constant weights of products gain.
+"""
+
+
+def slower_on(targets: Sequence[Target]) -> Callable[[Graph, Node], str]:
+    """For a node: why its integer code does not pay on these targets, or the empty string."""
+    return partial(_reason, targets)
+
+
+def _reason(targets: Sequence[Target], graph: Graph, node: Node) -> str:
+    ratios = SPEED.get(_kind(graph, node), {})
+    slow = [(ratios[found], target.id) for target in targets if (found := _unit(target)) in ratios]
+    if not slow:
+        return ""
+    ratio, target = min(slow)
+    return f"its integer code has {ratio:.2f}x the speed of its float code on {target}"
+
+
+def _kind(graph: Graph, node: Node) -> str:
+    if node.op == "MatMul" and all(name not in graph.constants for name in node.inputs):
+        return "product of activations"
+    if node.op != "Conv":
+        return ""
+    groups, kernel = node.get_int("group", 1), graph.types[node.inputs[1]].dims
+    if groups > 1:
+        return "grouped convolution" if kernel[1] > 1 else ""
+    plain = all(step == 1 for key in ("strides", "dilations") for step in node.get_ints(key))
+    return "3x3 convolution" if kernel[2:] == (3, 3) and plain else ""
+
+
+def _unit(target: Target) -> str:
+    """What multiplies 8-bit integers; the empty string where nothing was measured."""
+    if target.family != "x86":
+        return ""
+    return "vnni" if target.has("avx512_vnni") else "avx2" if target.has("avx2") else "sse"
