@@ -1,4 +1,4 @@
-"""Reading .npz and .npy files a few rows at a time, compressed or not: memory does not grow with the file; no pickles."""
+"""Reading .npz and .npy files a few rows at a time, packed or not: memory does not grow with the file. No pickles."""
 
 import io
 import zipfile
