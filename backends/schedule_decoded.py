@@ -95,18 +95,18 @@ class Decoded(Contraction):
         return self.decoder(block, kh * self.across + kw, c, const(v * self.lanes), self.lanes)
 
     def over_depth(self, body: Body) -> Any:
-        return self._words(const(0), self.depth, body)
+        return self._words(self.depth, body)
 
-    def _words(self, begin: Any, channels: int, body: Body) -> Any:
-        """body(c) for `channels` from the start of a word on; those of one word are written out."""
+    def _words(self, channels: int, body: Body) -> Any:
+        """body(i) for i < `channels` from the start of a word on; those of one word are written out."""
         run = self.layout.run
         words, rest = divmod(channels, run)
 
         def written_out(first: Any, count: int) -> Any:
             return sequence([body(first + i) for i in range(count)])
 
-        whole = [loop("word", 0, words, lambda w: written_out(begin + w * run, run))] if words else []
-        return sequence([*whole, *([written_out(begin + words * run, rest)] if rest else [])])
+        whole = [loop("word", 0, words, lambda w: written_out(w * run, run))] if words else []
+        return sequence([*whole, *([written_out(const(words * run), rest)] if rest else [])])
 
     def _inside(self, row: Any, kh: Any) -> Any:
         """Whether a row of the kernel lies inside the input; None where all of them do."""
@@ -179,17 +179,17 @@ class Decoded(Contraction):
     def _part(self, run: _Run, part: _Part, alike: int) -> Any:
         """Decode one panel, and add what it contributes to every tile."""
 
-        def decode(c: Any) -> Any:
-            vectors = [self.weights(run.row, run.block, part.kh, part.kw, c, v) for v in range(self.vectors)]
-            at = (c - part.begin) * self.vectors
-            return sequence([self._set(run.panel, at + v, weights) for v, weights in enumerate(vectors)])
+        def decode(i: Any) -> Any:
+            place = (run.row, run.block, part.kh, part.kw, part.begin + i)
+            vectors = [self.weights(*place, v) for v in range(self.vectors)]
+            return sequence([self._set(run.panel, i * self.vectors + v, w) for v, w in enumerate(vectors)])
 
         def tiles(r: Any) -> Any:
             adding = sequence([self._tiles(run, part, r, group, alike) for group in run.groups if group[3][alike]])
             inside = self._inside(run.row + r, part.kh)
             return adding if inside is None else tirx.IfThenElse(inside, adding, None)
 
-        return sequence([self._words(part.begin, part.channels, decode), loop("r", 0, self.together, tiles)])
+        return sequence([self._words(part.channels, decode), loop("r", 0, self.together, tiles)])
 
     def _tiles(self, run: _Run, part: _Part, r: Any, group: Group, alike: int) -> Any:
         """sums[tile] += x times the panel, for tiles that are alike."""

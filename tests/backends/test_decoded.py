@@ -104,6 +104,8 @@ def rows_times_integers(m: Model) -> None:
     m.anchor("MatMul", (137, 70), m.dequantized((70, 64), "uint4", 0, 7))
     m.anchor("Gemm", (31, 90), m.dequantized((31, 40), "int2", None), 40, transA=1)
     m.anchor("Gemm", (31, 50), m.dequantized((18, 50), "uint8", 0, zero=True), 18, transB=1)
+    m.anchor("MatMul", (19, 300), m.dequantized((300, 128), "int8", 1))
+    m.anchor("MatMul", (33, 300), m.dequantized((300, 64), "int4", 0, 32))
     m.anchor("MatMul", (300, 40), m.node("Transpose", [m.dequantized((70, 40), "int4", 1, 8)], perm=[1, 0]))
 
 
@@ -131,6 +133,7 @@ def convolutions(m: Model) -> None:
     m.anchor("Conv", (1, 3, 23, 40), m.dequantized((24, 3, 5, 7), "int2", 0), pads=[2, 3, 2, 3], strides=[2, 2])
     m.anchor("Conv", (1, 40, 14, 14), m.dequantized((70, 40, 1, 1), "int8", 0, zero=True), 70)
     m.anchor("Conv", (1, 70, 8, 9), m.shared((33, 70, 3, 3), 3), dilations=[2, 2])
+    m.anchor("Conv", (1, 150, 6, 5), m.shared((64, 150, 3, 3), 4), pads=[1, 1, 1, 1])
     m.anchor("Conv", (1, 32, 1, 1), m.shared((33, 32, 1, 1), 5))
     m.anchor("Conv", (1, 8, 3, 300), m.shared((64, 8, 1, 3), 4), pads=[0, 1, 0, 1])
     m.anchor("Conv", (1, 12, 50), m.dequantized((20, 12, 3), "int4", 0), 20, pads=[1, 1])
