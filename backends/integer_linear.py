@@ -175,14 +175,17 @@ def _transposed(region: Region, node: Node, x: Quantized, wanted: int) -> Quanti
 
 
 def _weights(region: Region, name: str, axis: int) -> Decoded:
-    """Constant weights as int8, with scales along `axis` at most. Raises Refusal for any other kind."""
+    """Constant weights as int8 (those of 2 and 4 bits become wider), with scales along `axis` at most.
+
+    Raises Refusal for any other kind.
+    """
     found = decoded(region.graph, name)
     if found.scale.size > 1 and found.scale.shape[axis] != found.scale.size:
         raise Refusal(f"the scales of '{name}' do not run along its output channels")
-    if found.q.dtype not in (np.int8, np.uint8):
-        raise Refusal(f"{found.q.dtype} weights have no integer kernels (int8 and uint8 have)")
-    if found.q.dtype == np.int8:
-        return found
+    if found.q.dtype.name not in ("int8", "uint8", "int4", "uint4", "int2", "uint2"):
+        raise Refusal(f"{found.q.dtype} weights have no integer kernels (those of up to 8 bits have)")
+    if found.q.dtype != np.uint8:
+        return replace(found, q=found.q.astype(np.int8))
     return Decoded((found.q.astype(np.int16) - 128).astype(np.int8), found.scale, found.zero_point - np.int32(128))
 
 

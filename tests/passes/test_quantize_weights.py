@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from graphc.backends.integer import integerize
+from graphc.backends.reference import run
 from graphc.execute import Session
 from graphc.ir.check import check
 from graphc.ir.graph import Graph, Node
 from graphc.passes.protocol import Context
 from graphc.passes.quantize import Quantize
 from graphc.passes.quantize_schemes import FLOATS, FORMATS
-from tests.passes.quantized import conv_relu, feeds_of, model, normal, only, ops
+from tests.passes.quantized import assert_all_integer, conv_relu, feeds_of, model, normal, only, ops, quantized
 
 BODIES = {
     "conv": ("(float[1,5,8,8] x) => (float[1,4,6,6] y)", "y = Conv (x, w, b)", (4, 5, 3, 3), (4,)),
@@ -157,3 +159,15 @@ def test_grouped_weights_leave_the_activations_in_floating_point_and_say_why() -
     after = Quantize.model_validate(options).apply(product("matmul"), context)
     assert ops(after) == {"DequantizeLinear": 1, "MatMul": 1, "Add": 1}
     assert context.skips[0].reason == "its weights have a scale for every 8, so their sums are floating point"
+
+
+@pytest.mark.parametrize("weights", ["int4", "uint4", "int2", "uint2"])
+def test_few_bits_multiply_integer_activations(weights: str) -> None:
+    before = conv_relu()
+    after, _ = quantized(before, weights=weights, symmetric_weights=weights.startswith("i"))
+    assert after.constants["w_quantized"].dtype == FORMATS[weights].dtype
+    assert_all_integer(after)
+    integers, feeds = integerize(after), feeds_of(before)[0]
+    step = float(after.constants["y_scale"])
+    found = run(integers, feeds)["y"] - Session(after).run(feeds)["y"]
+    assert np.abs(found).max() <= 1.01 * step
