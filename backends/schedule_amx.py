@@ -35,6 +35,8 @@ CHANNELS = 16
 """Output channels in one tile of sums."""
 SUMS, INPUTS, WEIGHTS = (0, 1, 2, 3), (4, 5), (6, 7)
 """Numbers of the tile registers."""
+WIDEST = 4
+"""Most groups of 16 output channels that a task takes at once."""
 
 
 def schedule(anchor: Anchor, target: Target) -> Any:
@@ -80,7 +82,7 @@ class Tiled(Contraction):
 
     def _widen(self, target: Target) -> None:
         """Let a task take several packed blocks."""
-        self.block = channel_block(target, self.filters)
+        self.block = channel_block(target, self.filters, WIDEST)
         self.blocks = -(-self.filters // self.block)
         self.vectors = self.block // self.lanes
 

@@ -24,6 +24,8 @@ from graphc.backends.dot import Dot
 from graphc.backends.dot_x86 import multiply_add
 from graphc.backends.geometry import Pattern, Rows
 from graphc.backends.statements import (
+    SERIAL,
+    UNROLLED,
     VECTORIZED,
     clipped_taps,
     const,
@@ -37,6 +39,10 @@ from graphc.backends.statements import (
 )
 from graphc.backends.targets import Target
 from graphc.backends.tiles import chunks, columns_in_tile
+
+SMALL = 64
+"""Outputs of at most this many positions are one run of columns over the padded input: their rows are too short for
+register tiles."""
 
 
 def schedule(anchor: Anchor, target: Target) -> Any:
@@ -61,6 +67,9 @@ class Contraction:
         self.source = anchor.x
         self.step = int(anchor.info["step"])
         self.dot = Dot.of(anchor.info["dot"]) if self.step > 1 else None
+
+    tiles: Any = SERIAL
+    """How the tiles of a row are looped over: unrolled, the columns of each lie at places known here."""
 
     def x(self, row: Any, column: Any, kh: Any, kw: int, c: Any) -> Any:
         raise NotImplementedError
@@ -114,7 +123,7 @@ class Contraction:
         return function(self.anchor.parameters, self.anchor.attributes, nests, shared)
 
     def _row(self, row: Any, block: Any) -> Any:
-        return row_of_tiles(self.rows, partial(self._tile, row, block))
+        return row_of_tiles(self.rows, partial(self._tile, row, block), self.tiles)
 
     def _tile(self, row: Any, block: Any, first: Any, count: int, pattern: Pattern) -> Any:
         acc = tirx.decl_buffer((count * self.block,), self.dtype, "acc", scope="local")
@@ -211,7 +220,7 @@ class Convolution(Contraction):
         self.batch: int
         self.height: int
         self.batch, self.height, width, _ = (int(d) for d in anchor.padded.shape) if through_pad else info["input"]
-        self.out_height, self.out_width = info["output"]
+        self.output = self.out_height, self.out_width = info["output"]
         self.kernel, self.strides, self.dilations = info["kernel"], info["strides"], info["dilations"]
         self.begin = [0, 0] if through_pad else info["begin"]
         self.flat = (
@@ -220,23 +229,26 @@ class Convolution(Contraction):
             and not any(self.begin)
             and info["output"] == [self.height, width]
         )
+        self.small = not integer and not self.flat and prod(self.output) <= SMALL
+        if self.small and anchor.pad is not None:
+            self.begin, self.height = [0, 0], int(anchor.padded.shape[1])
+            through_pad = True
         pieces, columns = self.batch * self.out_height, self.out_width
         if self.flat:
             positions = self.batch * self.height * width
             pieces = self.pieces_of(target, positions)
             columns = positions // pieces
-        rows = Rows(
-            pieces,
-            columns,
-            self.kernel[1],
-            self.strides[1],
-            self.dilations[1],
-            self.begin[1],
-            columns if self.flat else width,
-            columns_in_tile(target, columns, info["block"]),
-        )
+        if self.small:
+            pieces, columns = self.batch, prod(self.output)
+        tile = columns_in_tile(target, columns, info["block"])
+        if self.flat or self.small:  # every tap is inside
+            rows = Rows(pieces, columns, self.kernel[1], 0, 0, 0, 1, tile)
+        else:
+            across = (self.kernel[1], self.strides[1], self.dilations[1], self.begin[1])
+            rows = Rows(pieces, columns, *across, width, tile)
         super().__init__(anchor, target, rows, info["depth"], info["filters"])
         self.source = anchor.padded if through_pad else anchor.x
+        self.tiles = UNROLLED if self.small else SERIAL
 
     def _pixel(self, row: Any, column: Any) -> tuple[Any, Any, Any]:
         """(image, row, column) of an output position."""
@@ -247,6 +259,8 @@ class Convolution(Contraction):
                 column // self.out_width % self.out_height,
                 column % self.out_width,
             )
+        if self.small:
+            return row, column // self.out_width, column % self.out_width
         return row // self.out_height, row % self.out_height, column
 
     def x(self, row: Any, column: Any, kh: Any, kw: Any, c: Any) -> Any:
@@ -264,6 +278,8 @@ class Convolution(Contraction):
         return [*self._pixel(row, column), channel]
 
     def taps(self, row: Any) -> tuple[Any, Any]:
+        if self.small:
+            return 0, self.kernel[0]
         return clipped_taps(
             row % self.out_height,
             self.kernel[0],

@@ -53,11 +53,11 @@ def clipped_taps(
     return (0, taps) if begin <= 0 and last < size else (low, high - low)
 
 
-def row_of_tiles(rows: Rows, tile: Callable[[Any, int, Pattern], Any]) -> Any:
+def row_of_tiles(rows: Rows, tile: Callable[[Any, int, Pattern], Any], kind: Any = SERIAL) -> Any:
     """Every tile of a row: tile(first column, columns, what each tap reaches); tiles that are alike share a loop."""
 
     def group(first: int, number: int, count: int, pattern: Pattern) -> Any:
-        return loop("tile", 0, number, lambda t: tile(const(first) + t * rows.tile, count, pattern))
+        return loop("tile", 0, number, lambda t: tile(const(first) + t * rows.tile, count, pattern), kind)
 
     return sequence([group(*alike) for alike in rows.groups()])
 

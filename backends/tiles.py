@@ -2,15 +2,15 @@
 
 from graphc.backends.targets import Target
 
-WIDEST = 4
-"""Most vectors of output channels that one register tile spans."""
+WIDEST = 2
+"""Most vectors of output channels that one register tile spans: the fewer, the more columns share a read of weights."""
 
 
-def channel_block(target: Target, channels: int) -> int:
-    """Output channels that lie next to each other in packed weights: whole vectors, at most `WIDEST`, little waste."""
+def channel_block(target: Target, channels: int, widest: int = WIDEST) -> int:
+    """Output channels that lie next to each other in packed weights: whole vectors, at most `widest`, little waste."""
     width = max(1, target.lanes(32))
     vectors = -(-channels // width)
-    return width * next(n for n in (WIDEST, 2, 1) if n == 1 or vectors % n == 0)
+    return width * next(n for n in (4, 2, 1) if n == 1 or (n <= widest and vectors % n == 0))
 
 
 WIDEST_WINDOW = 8
