@@ -27,7 +27,7 @@ from tvm import tirx
 
 from graphc.backends.anchor import Anchor
 from graphc.backends.schedule_contraction import Contraction, Convolution, Product
-from graphc.backends.statements import const, loop, sequence, spread, vector
+from graphc.backends.statements import const, fetch, loop, sequence, spread, vector
 from graphc.backends.targets import Target
 from graphc.backends.tiles import AMX_ROWS, amx_chunks, amx_depth, amx_pieces, amx_rows, channel_block
 
@@ -50,17 +50,8 @@ def schedule(anchor: Anchor, target: Target) -> Any:
     return None
 
 
-def _llvm(name: str, *operands: Any) -> Any:
-    return tirx.Evaluate(tirx.call_llvm_intrin("void", f"llvm.{name}", *operands))
-
-
 def _instruction(name: str, *operands: Any) -> Any:
-    return _llvm(f"x86.{name}", *operands)
-
-
-def _fetch(address: Any) -> Any:
-    """Into the first-level cache, for reading, soon; past the end of the weights it does nothing."""
-    return _llvm("prefetch", address, *(tirx.const(value, "int32") for value in (0, 3, 1)))
+    return tirx.Evaluate(tirx.call_llvm_intrin("void", f"llvm.x86.{name}", *operands))
 
 
 def _tile(number: int) -> Any:
@@ -221,7 +212,7 @@ class Tiled(Contraction):
                 for n, run in enumerate(runs)
             ]
             fetches = [
-                _fetch(tirx.address_of(self._weights(row, run, kh, byte + size + line)))
+                fetch(tirx.address_of(self._weights(row, run, kh, byte + size + line)))
                 for run in runs
                 for line in range(0, size, 4)
             ]

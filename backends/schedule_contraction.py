@@ -29,6 +29,7 @@ from graphc.backends.statements import (
     VECTORIZED,
     clipped_taps,
     const,
+    fetch,
     function,
     loop,
     row_of_tiles,
@@ -104,13 +105,29 @@ class Contraction:
         """Into how many rows a long run of columns is cut."""
         return chunks(target, columns, int(self.anchor.info["block"]))
 
+    def weights_once(self) -> bool:
+        """Whether all rows take one block's weights before the next: the weights are larger than the input."""
+        elements = sum(prod(int(d) for d in each.shape) for each in self.anchor.weights)
+        return elements > self.rows.rows * self.rows.columns * self.depth
+
+    def ahead(self, row: Any, block: Any, first: Any, kh: Any, kw: Any, c: Any) -> list[Any]:
+        """Fetch the next block's weights into the second-level cache, each tile of this block its share.
+
+        Blocks of weights that are read once come from memory, too slowly for one tile alone.
+        """
+        plain = [str(each.dtype) for each in self.anchor.weights] == [self.dtype]
+        if not plain or self.vectors == 1 or not self.weights_once():
+            return []
+        tiles = -(-self.rows.columns // self.rows.tile)
+        part = row * tiles + first // self.rows.tile
+        place = (part * self.depth + c) // (self.rows.rows * tiles)
+        lines = [self.w(row, block + 1, kh, kw, [place, const(v * self.lanes)]) for v in range(self.vectors)]
+        return [fetch(tirx.address_of(line), 2) for line in lines]
+
     def tasks(self) -> tuple[int, Any]:
         """(tasks, task -> (row, block)): the larger of weights and input is read once, the smaller again and again."""
         rows, blocks = self.row_tasks, self.blocks
-        if (
-            sum(prod(int(d) for d in each.shape) for each in self.anchor.weights)
-            > self.rows.rows * self.rows.columns * self.depth
-        ):
+        if self.weights_once():
             return rows * blocks, lambda task: (task % rows, task // rows)
         return rows * blocks, lambda task: (task // blocks, task % blocks)
 
@@ -148,7 +165,8 @@ class Contraction:
         """acc[p][v] += x[p] * w[v] over the input channels of one tap."""
 
         def body(c: Any) -> Any:
-            return self.tile_step(acc, row, first, kh, kw, c, columns, lambda v: self.weights(row, block, kh, kw, c, v))
+            step = self.tile_step(acc, row, first, kh, kw, c, columns, lambda v: self.weights(row, block, kh, kw, c, v))
+            return sequence([*self.ahead(row, block, first, kh, kw, c), step])
 
         return self.over_depth(body)
 

@@ -132,19 +132,21 @@ class Winograd(Contraction):
         self.places = _Tiles.of(info)
         self.filtering, tiles = self.places.filtering, self.places.count
         self.group = winograd_group(target, tiles, info["block"], self.filtering.points)
-        rows = Rows(-(-tiles // self.group), self.group, 1, 1, 1, 0, self.group, 1)
+        tile = columns_in_tile(target, self.group, info["block"])
+        rows = Rows(-(-tiles // self.group), self.group, 1, 1, 1, 0, self.group, tile)
         super().__init__(anchor, target, rows, info["depth"], info["filters"])
         self.target = target
         self.v = tirx.decl_buffer((self.filtering.points, tiles, self.depth), DTYPE, "v")
 
     def build(self) -> Any:
         transform = _Transform(self.anchor.x, self.v, self.places, max(1, self.target.lanes(32))).build()
-        groups, blocks = self.rows.rows, self.blocks
-        if self.filters > self.places.count:  # the weights are larger than v: they are read once
-            nest = tasks(groups * blocks, lambda task: self._row(task % groups, task // groups))
-        else:
-            nest = tasks(groups * blocks, lambda task: self._row(task // blocks, task % blocks))
+        count, split = self.tasks()
+        nest = tasks(count, lambda task: self._row(*split(task)))
         return function(self.anchor.parameters, self.anchor.attributes, [transform, nest], [self.v])
+
+    def weights_once(self) -> bool:
+        """Whether the transformed weights are larger than v."""
+        return self.filters > self.places.count
 
     def _row(self, row: Any, block: Any) -> Any:
         """One group of tiles times one block of weights; the last group may be smaller."""

@@ -34,6 +34,13 @@ def vector(start: Any, lanes: int) -> Any:
     return tirx.Ramp(start, 1, lanes) if lanes > 1 else start
 
 
+def fetch(address: Any, level: int = 1) -> Any:
+    """Read the line at an address into the cache of `level`, soon; past the end of a buffer that does nothing."""
+    locality = {1: 3, 2: 2}[level]
+    operands = (const(value) for value in (0, locality, 1))  # to be read, kept so near, as data
+    return tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, *operands))
+
+
 def spread(value: Any, lanes: int) -> Any:
     """A scalar in every lane."""
     return tirx.Broadcast(value, lanes) if lanes > 1 else value
