@@ -247,7 +247,7 @@ class Convolution(Contraction):
             and not any(self.begin)
             and info["output"] == [self.height, width]
         )
-        self.small = not integer and not self.flat and prod(self.output) <= SMALL
+        self.small = not (integer or self.flat or info.get("coded")) and prod(self.output) <= SMALL
         if self.small and anchor.pad is not None:
             self.begin, self.height = [0, 0], int(anchor.padded.shape[1])
             through_pad = True
