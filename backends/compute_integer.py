@@ -50,6 +50,14 @@ def centered(x: Any, zero_point: int) -> Any:
     return wide - tirx.const(zero_point, "int32") if zero_point else wide
 
 
+def difference(x: Any, zero_point: int) -> Any:
+    """int32(x) - zero_point, where TVM must not multiply the two out: x times a multiplier alone may overflow."""
+    if not zero_point:
+        return x.astype("int32")
+    wide = {"int8": "int16", "uint8": "int16"}.get(str(x.dtype), "int64")
+    return (x.astype(wide) - tirx.const(zero_point, wide)).astype("int32")
+
+
 def _centered_weights(state: Lowering, node: Node, position: int, channel_axis: int) -> Array:
     """Constant weights minus their zero points, in the smallest signed type that holds them."""
     weights = state.constant(node.inputs[1])
@@ -267,8 +275,8 @@ def add(state: Lowering, node: Node) -> Sequence[Any]:
 
     def define(a: te.Tensor, b: te.Tensor) -> te.Tensor:
         def term(tensor: te.Tensor, i: Sequence[Any], key: str) -> Any:
-            less = _broadcast(tensor, i).astype(kind) - number(node.get_int(f"{key}_zero_point", 0))
-            return less * number(node.get_int(f"{key}_multiplier", 0))
+            less = difference(_broadcast(tensor, i), node.get_int(f"{key}_zero_point", 0))
+            return less.astype(kind) * number(node.get_int(f"{key}_multiplier", 0))
 
         def element(*i: Any) -> Any:
             total = (term(a, i, "a") + term(b, i, "b") + number(1 << (shift - 1))) >> number(shift)
@@ -288,7 +296,7 @@ def multiply(state: Lowering, node: Node) -> Sequence[Any]:
 
     def define(a: te.Tensor, b: te.Tensor) -> te.Tensor:
         def element(*i: Any) -> Any:
-            product = centered(_broadcast(a, i), node.get_int("a_zero_point", 0)) * centered(
+            product = difference(_broadcast(a, i), node.get_int("a_zero_point", 0)) * difference(
                 _broadcast(b, i), node.get_int("b_zero_point", 0)
             )
             return requantized(state, node, product, tirx.const(scale, "float32"))

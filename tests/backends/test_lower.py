@@ -258,6 +258,27 @@ def test_biases_that_int32_sums_cannot_take(machine: tuple[Server, Cache], tmp_p
         assert set(np.unique(found)) <= {27, 28, 29, 227, 228, 229}, what
 
 
+def test_sums_that_saturate(machine: tuple[Server, Cache], tmp_path: Path) -> None:
+    """An operand times its multiplier, before its zero point is taken off, does not fit int32."""
+    rng = np.random.default_rng(7)
+    weights: dict[str, Array] = {
+        "s": np.array(0.061, np.float32), "z": np.array(133, np.uint8),
+        "t": np.array(0.18, np.float32), "u": np.array(123, np.uint8),
+        "ys": np.array(0.1, np.float32), "yz": np.array(0, np.uint8),
+    }  # fmt: skip
+    lines = [
+        "da = DequantizeLinear(a, s, z) db = DequantizeLinear(b, t, u)",
+        "c = Add(da, db) y0 = QuantizeLinear(c, ys, yz) m = Mul(da, db) y1 = QuantizeLinear(m, ys, yz)",
+    ]
+    graph = graph_of(["uint8[70,90] a", "uint8[70,90] b"], weights, lines, TensorProto.UINT8)
+    lowered = integerize(graph)
+    assert [node.op for node in lowered.nodes] == ["Add", "Multiply"]
+    feeds: dict[str, Array] = {name: rng.integers(0, 256, (70, 90)).astype(np.uint8) for name in graph.inputs}
+    for what, found, expected in run_everywhere(graph, feeds, Reference(lowered).run(feeds), machine, tmp_path):
+        assert expected.max() == 255
+        np.testing.assert_array_equal(found, expected, err_msg=what)
+
+
 def test_open_shapes_are_refused() -> None:
     target = targets.resolve({"cpu": "x86-64-v3"})
     with pytest.raises(InputError, match=r"input 'x'.*open shape.*model: inputs"):
