@@ -57,8 +57,8 @@ def _along(sch: Any, block: Any, spatial: Sequence[Any], reduction: Sequence[Any
     """One result at a time, from partial sums of every lane."""
     length = int(sch.get(reduction[-1]).extent)
     run = _run(length, lanes, RUNS if length >= LONG else (1,))
-    if run is None:
-        return False
+    if run is None or math.prod(int(sch.get(loop).extent) for loop in reduction) == run * lanes:
+        return False  # a single run leaves nothing to add up
     _, lane = sch.split(reduction[-1], [None, run * lanes])
     partial = sch.rfactor(lane, len(spatial))
     sch.set_scope(partial, 0, "local")

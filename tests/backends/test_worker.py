@@ -155,7 +155,9 @@ def test_a_job_that_is_killed_from_outside_is_one_failed_job(server: Server, tmp
 
 
 SCRIPT = """
+    import signal
     import sys
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     from graphc.backends.worker import Job, Server
     sys.path.insert(0, sys.argv[1])
     with Server(jobs=2) as server:
