@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from graphc.backends.targets import Target
-from graphc.backends.tiles import AMX_ROWS, amx_depth, channel_block
+from graphc.backends.tiles import AMX_CHANNELS, amx_depth, channel_block
 
 Kind = Literal["amx", "vnni", "madd", "plain"]
 
@@ -38,7 +38,7 @@ class Dot:
 
     def block(self, target: Target, channels: int) -> int:
         """Output channels that lie next to each other in packed weights; a matrix tile lies in one piece."""
-        return AMX_ROWS if self.kind == "amx" else channel_block(target, channels)
+        return AMX_CHANNELS if self.kind == "amx" else channel_block(target, channels)
 
 
 DOTS: dict[Kind, Dot] = {

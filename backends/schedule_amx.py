@@ -29,10 +29,8 @@ from graphc.backends.anchor import Anchor
 from graphc.backends.schedule_contraction import Contraction, Convolution, Product
 from graphc.backends.statements import const, fetch, loop, sequence, spread, vector
 from graphc.backends.targets import Target
-from graphc.backends.tiles import AMX_ROWS, amx_chunks, amx_depth, amx_pieces, amx_rows, channel_block
+from graphc.backends.tiles import AMX_CHANNELS, AMX_ROWS, amx_chunks, amx_depth, amx_pieces, amx_rows, channel_block
 
-CHANNELS = 16
-"""Output channels in one tile of sums."""
 SUMS, INPUTS, WEIGHTS = (0, 1, 2, 3), (4, 5), (6, 7)
 """Numbers of the tile registers."""
 WIDEST = 4
@@ -101,11 +99,11 @@ class Tiled(Contraction):
         starts, height = self.cover()
         tiles = len(starts)
         config = tirx.decl_buffer((64,), "uint8", "config", scope="local")
-        sums = tirx.decl_buffer((len(SUMS) * AMX_ROWS * CHANNELS,), "int32", "sums", scope="local")
+        sums = tirx.decl_buffer((len(SUMS) * AMX_ROWS * AMX_CHANNELS,), "int32", "sums", scope="local")
         regular = sum(first == wanted for first, wanted in starts) // 2
         parts = [tirx.AllocBuffer(config), tirx.AllocBuffer(sums), *self._configure(config, height)]
         # tilestored64 writes all of `sums`; TVM sees its address only, and would cut off what nothing else reads.
-        parts.append(tirx.BufferStore(sums, const(0, "int32"), [const(len(SUMS) * AMX_ROWS * CHANNELS - 1)]))
+        parts.append(tirx.BufferStore(sums, const(0, "int32"), [const(len(SUMS) * AMX_ROWS * AMX_CHANNELS - 1)]))
         if regular:
             parts.append(
                 loop(
@@ -141,11 +139,11 @@ class Tiled(Contraction):
 
     def _block(self, sums: Any, row: Any, block: Any, group: list[tuple[Any, int]], height: int) -> Any:
         """All channels of a block for one or two tiles of columns: (first column, columns that are stored already)."""
-        pairs = -(-self.block // (2 * CHANNELS))
-        channels = range(min(2, self.block // CHANNELS))
+        pairs = -(-self.block // (2 * AMX_CHANNELS))
+        channels = range(min(2, self.block // AMX_CHANNELS))
 
         def pair(p: int) -> Any:
-            runs = [block * (self.block // CHANNELS) + 2 * p + n for n in channels]
+            runs = [block * (self.block // AMX_CHANNELS) + 2 * p + n for n in channels]
             return sequence(
                 [
                     *(_instruction("tilezero", _tile(2 * m + n)) for m in range(len(group)) for n in channels),
@@ -154,8 +152,8 @@ class Tiled(Contraction):
                         _instruction(
                             "tilestored64",
                             _tile(2 * m + n),
-                            tirx.address_of(sums[(2 * m + n) * AMX_ROWS * CHANNELS]),
-                            tirx.const(4 * CHANNELS, "int64"),
+                            tirx.address_of(sums[(2 * m + n) * AMX_ROWS * AMX_CHANNELS]),
+                            tirx.const(4 * AMX_CHANNELS, "int64"),
                         )
                         for m in range(len(group))
                         for n in channels
@@ -173,12 +171,12 @@ class Tiled(Contraction):
 
     def _finish(self, sums: Any, row: Any, block: Any, first: Any, m: int, p: int, r: Any) -> Any:
         """The epilogue of one column of tile m for the p-th pair of channel tiles."""
-        width = min(2 * CHANNELS, self.block)
+        width = min(2 * AMX_CHANNELS, self.block)
         vectors = range(p * width // self.lanes, (p + 1) * width // self.lanes)
 
         def at(v: int, lane: Any) -> Any:
-            tile, first_channel = divmod(v * self.lanes - p * width, CHANNELS)
-            return sums[((2 * m + tile) * AMX_ROWS + r) * CHANNELS + first_channel + lane]
+            tile, first_channel = divmod(v * self.lanes - p * width, AMX_CHANNELS)
+            return sums[((2 * m + tile) * AMX_ROWS + r) * AMX_CHANNELS + first_channel + lane]
 
         return self.guarded(row, first + r, self.store(row, block, first + r, vectors, at))
 
@@ -207,7 +205,7 @@ class Tiled(Contraction):
                     "tileloadd64",
                     _tile(WEIGHTS[n]),
                     tirx.address_of(self._weights(row, run, kh, byte)),
-                    tirx.const(4 * CHANNELS, "int64"),
+                    tirx.const(4 * AMX_CHANNELS, "int64"),
                 )
                 for n, run in enumerate(runs)
             ]

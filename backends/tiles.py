@@ -68,6 +68,8 @@ def chunks(target: Target, columns: int, block: int) -> int:
 LEAST_PIECES = 8
 """Pieces that a long run is cut into at least where it has that many pairs of tiles: work for threads to share."""
 
+AMX_CHANNELS = 16
+"""Output channels in one matrix tile of sums."""
 AMX_ROWS, AMX_BYTES = 16, 64
 """Rows of a matrix tile, and bytes in each (Intel SDM volume 1, chapter 18)."""
 

@@ -3,7 +3,6 @@
 Calibration rows are never test rows: training images for CIFAR-10 and MNIST, the first 100 rows of the keyword sets.
 """
 
-import gzip
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,53 +19,21 @@ from graphc.ir.graph import Graph
 from graphc.passes.fold import Fold
 from graphc.passes.protocol import Context
 from graphc.passes.quantize import Quantize
+from tests.bench.tasks import Rows, cifar, mnist, normalized, raw
 
-Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.integer]
-Rows = tuple[Floats, Floats, Labels]
 pytestmark = pytest.mark.slow
-
-MEAN, DEVIATION = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
-
-
-def normalized(images: npt.NDArray[np.uint8]) -> Floats:
-    return np.ascontiguousarray(((images.astype(np.float32) / 255 - MEAN) / DEVIATION).transpose(0, 3, 1, 2))
-
-
-def raw(images: npt.NDArray[np.uint8]) -> Floats:
-    return images.astype(np.float32)
-
-
-def cifar(prepare: Callable[[npt.NDArray[np.uint8]], Floats]) -> Callable[[Path], Rows]:
-    def read(data: Path) -> Rows:
-        train, test = (np.load(data / f"datasets/cifar10/{name}.npz") for name in ("train_10000", "test_even_5000"))
-        chosen = np.random.default_rng(0).permutation(len(train["y"]))[:200]
-        return prepare(train["x"][chosen]), prepare(test["x"]), test["y"]
-
-    return read
 
 
 def keywords(data: Path) -> Rows:
     rows = np.load(data / "datasets/mlperf_tiny/kws01_mfcc_int8_1000.npz")
     x = (rows["x"].astype(np.float32) - 83) * np.float32(0.5847029089927673)
-    return x[:100], x[200:], rows["y"][200:]
+    return Rows(x[:100], x[200:], rows["y"][200:])
 
 
 def arm_keywords(data: Path) -> Rows:
     rows = np.load(data / "datasets/mlperf_tiny/mlkws_mfcc_49x10_1000.npz")
-    return rows["x"][:100], rows["x"][200:], rows["y"][200:]
-
-
-def mnist(data: Path) -> Rows:
-    def read(name: str) -> npt.NDArray[np.uint8]:
-        content = gzip.decompress((data / f"datasets/mnist/{name}-ubyte.gz").read_bytes())
-        rank = content[3]
-        shape = np.frombuffer(content, ">i4", rank, 4)
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
-
-    train = read("train-images-idx3")
-    chosen = np.random.default_rng(0).permutation(len(train))[:200]
-    return raw(train[chosen, None]), raw(read("t10k-images-idx3")[:, None]), read("t10k-labels-idx1")
+    return Rows(rows["x"][:100], rows["x"][200:], rows["y"][200:])
 
 
 @dataclass(frozen=True)
@@ -103,13 +70,14 @@ def right(graph: Graph, x: npt.NDArray[np.generic], labels: Labels) -> int:
 @pytest.mark.parametrize("name", CASES)
 def test_accuracy_is_that_of_the_peer(name: str, shared_data: Path) -> None:
     case = CASES[name]
-    calibration, x, labels = case.rows(shared_data)
+    rows = case.rows(shared_data)
+    x, labels = rows.test, rows.labels
     graph = load(shared_data / "models" / case.model)
     if graph.types[graph.inputs[0]].shape[:1] != (1,):
         graph = load(shared_data / "models" / case.model, {graph.inputs[0]: (100, *x.shape[1:])})
     graph = Fold().apply(graph, Context())
     step = Quantize.model_validate({"weights": "int8", "activations": "uint8", **case.options})
-    feeds = (feeds for feeds, _ in batches(graph, {graph.inputs[0]: calibration}, 50))
+    feeds = (feeds for feeds, _ in batches(graph, {graph.inputs[0]: rows.calibration}, 50))
     context = Context(calibrate(graph, step.observes(graph), feeds))
     result = step.apply(graph, context)
     if "io" in case.options:
