@@ -1,6 +1,7 @@
 """Targets: what a compiled model runs on, as plain data, and how a spec's target entry becomes one.
 
-A family (x86, ...) is one file with a `FAMILY` record; `_families` lists them. No TVM is needed to read any of it.
+A family (x86, arm, ...) is one file with a `FAMILY` record; `_families` lists them. A board is an entry of
+`graphc.backends.boards`, or of the spec itself. No TVM is needed to read any of it.
 """
 
 import difflib
@@ -8,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from graphc.backends import boards
+from graphc.backends.boards import BOARDS, Board, Memory
 from graphc.errors import UnsupportedError
 
 Kind = Literal["cpu", "board", "gpu"]
@@ -22,7 +25,7 @@ class Target:
     """
 
     id: str
-    """The name in the spec and of the artifact's folder: `native`, `x86-64-v3`."""
+    """The name in the spec and of the artifact's folder: `native`, `x86-64-v3`, `raspberry-pi-4`."""
     family: str
     """The file of `backends/` that describes it: `x86`."""
     triple: str
@@ -40,7 +43,7 @@ class Target:
     l2_bytes: int
     """Level-2 cache that one core can count on."""
     instructions: frozenset[str] = field(default=frozenset())
-    """What schedules choose by: the names of `graphc.backends.x86.INSTRUCTIONS` (`fma`, `avx512_vnni`, ...)."""
+    """What schedules choose by: names of the family's `INSTRUCTIONS` (`fma`, `avx512_vnni`, `dotprod`, ...)."""
     float_abi: Literal["", "hard", "soft"] = ""
     """Of Arm targets without an operating system; empty where the triple decides."""
     hosted: bool = True
@@ -50,6 +53,10 @@ class Target:
     archive_ending: str = ".a"
     winograd: bool = True
     """Whether float convolutions may use Winograd's filtering: see `graphc.backends.winograd` for what it errs."""
+    board: Board | None = None
+    """The board it is part of, where the spec names one."""
+    compiler: str = ""
+    """The command of the C compiler that the spec names; empty: `graphc.backends.toolchain` finds one."""
 
     def has(self, instruction: str) -> bool:
         """Whether schedules may use `instruction`."""
@@ -67,59 +74,101 @@ class Target:
 def from_description(description: Mapping[str, Any]) -> Target:
     """The inverse of `Target.description`, for a manifest that was read back."""
     features, instructions = tuple(description["features"]), frozenset(description["instructions"])
-    return Target(**{**description, "features": features, "instructions": instructions})
+    board = boards.from_description(description["board"]) if description["board"] else None
+    return Target(**{**description, "features": features, "instructions": instructions, "board": board})
+
+
+def _on_board(target: Target, board: Board) -> Target:
+    return replace(target, id=board.id, board=board)
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The targets of one family. A maker is called when its target is asked for: `native` looks at the host."""
+    """The processors of one family. A maker is called when its target is asked for: `native` looks at the host."""
 
     name: str
     cpus: Mapping[str, Callable[[], Target]]
-    boards: Mapping[str, Callable[[], Target]] = field(default_factory=dict)
+    on_board: Callable[[Target, Board], Target] = _on_board
+    """A processor's target as the chip of a board has it."""
+    builds: bool = True
+    """Whether graphc generates code for it; if not, its targets can be listed and no more."""
 
 
 def _families() -> tuple[Family, ...]:
-    from graphc.backends import x86  # a family file imports Target from here
+    from graphc.backends import arm, cortex_m, x86  # a family file imports Target from here
 
-    return (x86.FAMILY,)
+    return (x86.FAMILY, arm.FAMILY, cortex_m.FAMILY)
 
 
 def available() -> dict[Kind, list[str]]:
     """The ids that `resolve` knows, by the key of the spec entry that names them."""
-    families = _families()
-    return {
-        "cpu": [id_ for family in families for id_ in family.cpus],
-        "board": [id_ for family in families for id_ in family.boards],
-        "gpu": [],
-    }
+    return {"cpu": [id_ for family in _families() for id_ in family.cpus], "board": list(BOARDS), "gpu": []}
 
 
 def resolve(entry: Mapping[str, Any]) -> Target:
     """The target that an entry of the spec's `targets:` names, such as `{"cpu": "native", "winograd": False}`.
 
-    Raises UnsupportedError for an id or a kind of target that graphc has no backend for, naming what there is.
+    A board's value is an id of `graphc.backends.boards`, or the description of a board as `graphc.spec` reads it.
+    Raises UnsupportedError for an id or a kind of target that graphc does not know, naming what there is.
     """
-    for kind in ("cpu", "board", "gpu"):
-        if entry.get(kind) is not None:
-            target = _maker(kind, entry[kind])()
-            return replace(target, winograd=entry.get("winograd", target.winograd))
-    raise UnsupportedError("targets", f"expected a cpu, board or gpu, got {dict(entry)}.", "Write {cpu: native}.")
+    if entry.get("cpu") is not None:
+        _, target = _cpu(entry["cpu"], f"target {{cpu: {entry['cpu']}}}")
+    elif entry.get("board") is not None:
+        target = _board(entry["board"])
+    elif entry.get("gpu") is not None:
+        there = "; ".join(f"{key}: {', '.join(ids)}" for key, ids in available().items() if ids)
+        subject = f"target {{gpu: {entry['gpu']}}}"
+        raise UnsupportedError(subject, "this version of graphc has no gpu targets.", f"Available: {there}.")
+    else:
+        raise UnsupportedError("targets", f"expected a cpu, board or gpu, got {dict(entry)}.", "Write {cpu: native}.")
+    changed = {"winograd": entry.get("winograd"), "compiler": entry.get("compiler")}
+    return replace(target, **{name: value for name, value in changed.items() if value is not None})
 
 
-def _maker(kind: Kind, id_: str) -> Callable[[], Target]:
+def require_builds(target: Target) -> None:
+    """Raises UnsupportedError for a target of a family that graphc describes but generates no code for yet."""
     for family in _families():
-        makers = {"cpu": family.cpus, "board": family.boards, "gpu": {}}[kind]
-        if id_ in makers:
-            return makers[id_]
-    known = available()
-    subject = f"target {{{kind}: {id_}}}"
-    if not known[kind]:
-        there = "; ".join(f"{key}: {', '.join(ids)}" for key, ids in known.items() if ids)
-        raise UnsupportedError(subject, f"this version of graphc has no {kind} targets.", f"Available: {there}.")
-    close = difflib.get_close_matches(id_, known[kind], n=1)
-    hint = f"Did you mean {close[0]}? " if close else ""
-    raise UnsupportedError(subject, f"unknown {kind}.", f"{hint}Available: {', '.join(known[kind])}.")
+        if family.name == target.family and not family.builds:
+            building = ", ".join(id_ for other in _families() if other.builds for id_ in other.cpus)
+            problem = f"this version of graphc generates no code for {target.cpu} ({target.triple})."
+            raise UnsupportedError(f"target {target.id}", problem, f"It does for: {building}.")
+
+
+def _cpu(id_: str, subject: str) -> tuple[Family, Target]:
+    for family in _families():
+        if id_ in family.cpus:
+            return family, family.cpus[id_]()
+    raise _unknown(subject, "cpu", id_)
+
+
+def _board(entry: str | Mapping[str, Any]) -> Target:
+    if isinstance(entry, str) and entry not in BOARDS:
+        raise _unknown(f"target {{board: {entry}}}", "board", entry)
+    board = BOARDS[entry] if isinstance(entry, str) else _own_board(entry)
+    family, target = _cpu(board.cpu, f"board '{board.id}'")
+    return family.on_board(target, board)
+
+
+def _own_board(entry: Mapping[str, Any]) -> Board:
+    """A board that the spec describes: see `graphc.spec.model.OwnBoard`."""
+    return Board(
+        id=entry["name"],
+        name=entry["name"],
+        cpu=entry["cpu"],
+        clock_hz=int(entry["clock"] or 0),
+        ram=tuple(Memory(memory["address"], memory["size"]) for memory in entry["ram"]),
+        flash=Memory(entry["flash"]["address"], entry["flash"]["size"]) if entry["flash"] else None,
+        fpu=entry["fpu"] or "",
+        emulator=entry["emulator"] or "",
+        startup="own",
+    )
+
+
+def _unknown(subject: str, kind: Kind, id_: str) -> UnsupportedError:
+    known = available()[kind]
+    close = difflib.get_close_matches(id_, known, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(close)}? " if close else ""
+    return UnsupportedError(subject, f"unknown {kind} '{id_}'.", f"{hint}Available: {', '.join(known)}.")
 
 
 def llvm_target(target: Target) -> dict[str, Any]:

@@ -2,8 +2,13 @@
 
 import inspect
 import json
+from typing import TYPE_CHECKING
 
 from graphc.terminal import line_out, table
+
+if TYPE_CHECKING:
+    from graphc.backends.boards import Board
+    from graphc.backends.targets import Target
 
 
 def print_schema() -> None:
@@ -14,37 +19,50 @@ def print_schema() -> None:
 
 
 def list_targets(as_json: bool) -> None:
-    """Every target by kind, with the processor it is compiled for."""
-    from graphc.backends.targets import Target, available, resolve
-    from graphc.errors import UnsupportedError
+    """Every target by kind: processors with what they are compiled for, boards with what they have."""
+    from graphc.backends.targets import available
 
-    found: dict[str, tuple[str, Target | None]] = {}
-    for kind, ids in available().items():
-        for id_ in ids:
-            try:
-                found[id_] = kind, resolve({kind: id_})
-            except UnsupportedError:
-                found[id_] = kind, None
+    found = {kind: {id_: _resolved(kind, id_) for id_ in ids} for kind, ids in available().items()}
     if as_json:
-        entries = [{"kind": kind, "id": id_, **_described(target)} for id_, (kind, target) in found.items()]
+        entries = [
+            {"kind": kind, "id": id_, "available": target is not None, **(target.description() if target else {})}
+            for kind, targets in found.items()
+            for id_, target in targets.items()
+        ]
         line_out(json.dumps(entries, indent=1))
         return
-    rows = [(f"{{{kind}: {id_}}}", *_row(target)) for id_, (kind, target) in found.items()]
-    table(("target", "processor", "vectors", "instructions"), rows, "<<><")
+    processors = [(f"{{cpu: {id_}}}", *_processor(target)) for id_, target in found["cpu"].items()]
+    table(("target", "processor", "vectors", "instructions"), processors, "<<><")
+    line_out()
+    boards = [(f"{{board: {id_}}}", *_board(target.board)) for id_, target in found["board"].items() if target]
+    table(("target", "board", "processor", "clock", "flash", "RAM", "emulator"), boards, "<<<>>><")
 
 
-def _described(target: "object") -> dict[str, object]:
-    from graphc.backends.targets import Target
+def _resolved(kind: str, id_: str) -> "Target | None":
+    """None where the target depends on this machine and it is another kind of machine."""
+    from graphc.backends.targets import resolve
+    from graphc.errors import UnsupportedError
 
-    return {"available": True, **target.description()} if isinstance(target, Target) else {"available": False}
+    try:
+        return resolve({kind: id_})
+    except UnsupportedError:
+        return None
 
 
-def _row(target: "object") -> tuple[str, str, str]:
-    from graphc.backends.targets import Target
-
-    if not isinstance(target, Target):
+def _processor(target: "Target | None") -> tuple[str, str, str]:
+    if target is None:
         return "not on this machine", "", ""
     return target.cpu, f"{target.vector_bits} bits", ", ".join(sorted(target.instructions))
+
+
+def _board(board: "Board | None") -> tuple[str, ...]:
+    from graphc.spec.units import format_bytes
+
+    if board is None:
+        return ("",) * 6
+    flash = format_bytes(board.flash.bytes) if board.flash else ""
+    ram = format_bytes(board.ram_bytes)
+    return board.name, board.cpu, f"{board.clock_hz / 1e6:g} MHz", flash, ram, board.emulator
 
 
 def list_passes(as_json: bool) -> None:

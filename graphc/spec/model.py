@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -20,7 +21,7 @@ from pydantic import (
 )
 
 from graphc.passes.registry import union
-from graphc.spec.units import Bytes, Count, PerChannel, Seconds, expected
+from graphc.spec.units import Bytes, Count, Hertz, PerChannel, Seconds, expected
 
 if TYPE_CHECKING:
     from graphc.passes.protocol import Pass as AnyPass
@@ -57,6 +58,15 @@ FilePath: TypeAlias = Annotated[Path, AfterValidator(_beside_spec)]
 """A path; relative ones start at the spec's folder."""
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 """A name that is also a C identifier and a file name: lower case letters, digits, underscores."""
+BoardId: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+"""A board's name: lower case letters, digits, dashes."""
+CpuId: TypeAlias = Literal[
+    "native", "x86-64-v2", "x86-64-v3", "x86-64-v4",
+    "aarch64", "cortex-a53", "cortex-a55", "cortex-a57", "cortex-a72", "cortex-a76", "cortex-a78",
+    "neoverse-n1", "neoverse-v1", "cortex-a7", "cortex-a8", "cortex-a9",
+    "cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55", "cortex-m85",
+]  # fmt: skip
+"""The processors that `graphc.backends.targets` knows (a test says so): messages get a line, editors a list."""
 Shape: TypeAlias = tuple[Annotated[int, Field(ge=0)], ...]
 
 
@@ -119,15 +129,21 @@ class Data(Section):
     preprocess: Preprocess | None = None
 
 
+Compiler: TypeAlias = Annotated[str, Field(min_length=1)]
+"""The command of a C compiler, such as `aarch64-linux-gnu-gcc-12`; absent: one is found."""
+
+
 class Cpu(Section):
-    """A workstation: this machine (`native`) or an x86-64 level that runs on every machine of that level.
+    """A processor by its id: this machine (`native`), or one that `graphc targets` lists.
 
     `winograd: off` keeps 3x3 convolutions of floats to the direct sum, which takes longer and rounds less (see
-    `graphc.backends.winograd`: errors of at most 6e-6 of a layer's largest result with it).
+    `graphc.backends.winograd`: errors of at most 6e-6 of a layer's largest result with it). `compiler` is the C
+    compiler to use.
     """
 
-    cpu: Literal["native", "x86-64-v2", "x86-64-v3", "x86-64-v4"]
+    cpu: CpuId
     winograd: bool = True
+    compiler: Compiler | None = None
 
     @property
     def id(self) -> str:
@@ -135,15 +151,57 @@ class Cpu(Section):
         return self.cpu
 
 
-class Board(Section):
-    """A board by its id, such as raspberry-pi-4 or stm32h743."""
+class Memory(Section):
+    """A run of addresses on a board; a size alone is taken to start where Arm's M profile has that kind of memory."""
 
-    board: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+    address: Annotated[int, Field(ge=0, lt=1 << 32)]
+    size: Bytes
+
+
+def _starting_at(address: int) -> BeforeValidator:
+    def read(value: object) -> object:
+        return {"address": address, "size": value} if isinstance(value, str | int) else value
+
+    return BeforeValidator(read)
+
+
+def _each_memory(value: object) -> object:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+class OwnBoard(Section):
+    """A board that graphc has no entry for.
+
+    `ram` is a size, `{address: 0x20000000, size: 64KiB}`, or a list of such, that for the arena first; `flash` is
+    absent where an operating system loads programs. `fpu` where the chip's is not the core's usual one; `emulator` is
+    QEMU's machine for it, where there is one.
+    """
+
+    name: BoardId
+    cpu: CpuId
+    ram: Annotated[
+        tuple[Annotated[Memory, _starting_at(0x20000000)], ...], BeforeValidator(_each_memory), Field(min_length=1)
+    ]
+    flash: Annotated[Memory, _starting_at(0)] | None = None
+    clock: Hertz | None = None
+    fpu: Literal["none", "single", "double"] | None = None
+    emulator: str | None = None
+
+
+class Board(Section):
+    """A board by its id, such as raspberry-pi-4 or stm32h743, or described. `compiler` is the C compiler to use."""
+
+    board: Annotated[
+        Annotated[BoardId, Tag("id")] | Annotated[OwnBoard, Tag("ownboard")],
+        Discriminator(lambda value: "id" if isinstance(value, str) else "ownboard"),
+    ]
+    winograd: bool = True
+    compiler: Compiler | None = None
 
     @property
     def id(self) -> str:
         """Names the target and its folder in the build."""
-        return self.board
+        return self.board if isinstance(self.board, str) else self.board.name
 
 
 class Gpu(Section):

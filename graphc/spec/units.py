@@ -24,6 +24,12 @@ SECONDS: Mapping[str, Fraction] = {
     "ms": Fraction(1, 1000),
     "s": Fraction(1),
 }
+HERTZ: Mapping[str, Fraction] = {
+    "Hz": Fraction(1),
+    "kHz": Fraction(10**3),
+    "MHz": Fraction(10**6),
+    "GHz": Fraction(10**9),
+}
 COUNTS: Mapping[str, Fraction] = {"": Fraction(1), "k": Fraction(10**3), "M": Fraction(10**6), "G": Fraction(10**9)}
 
 _NUMBER = r"\d{1,18}(?:\.\d{1,18})?"
@@ -127,6 +133,14 @@ Seconds: TypeAlias = Annotated[
     _json(_pattern(SECONDS), "20ms"),
 ]
 """Seconds. Text: `20ms`, `300us`, `1.5s`."""
+
+Hertz: TypeAlias = Annotated[
+    int,
+    BeforeValidator(_reader(HERTZ, "a frequency with a unit, such as 80MHz", whole=True)),
+    PlainSerializer(lambda value: f"{value}Hz", return_type=str, when_used="json"),
+    _json(_pattern(HERTZ), "80MHz"),
+]
+"""Cycles in a second. Text: `80MHz`, `1.5GHz`."""
 
 Count: TypeAlias = Annotated[
     int,

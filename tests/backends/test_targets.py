@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from graphc.backends import x86
-from graphc.backends.targets import available, from_description, llvm_target, resolve
+from graphc.backends import arm, cortex_m, x86
+from graphc.backends.boards import BOARDS, Board, Memory
+from graphc.backends.targets import available, from_description, llvm_target, require_builds, resolve
 from graphc.errors import UnsupportedError
+from graphc.spec.model import CpuId, OwnBoard
 
 V2 = {"cx16", "lahf_lm", "popcnt", "pni", "ssse3", "sse4_1", "sse4_2"}
 V3 = V2 | {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"}
@@ -88,18 +91,89 @@ def test_native_on_another_machine_says_what_to_name(
         resolve({"cpu": "native"})
 
 
-@pytest.mark.parametrize("cpu", ["x86-64-v2", "x86-64-v3", "x86-64-v4"])
-def test_a_description_is_plain_data_and_complete(cpu: str) -> None:
-    target = resolve({"cpu": cpu})
-    assert from_description(json.loads(json.dumps(target.description()))) == target
+def test_a_description_is_plain_data_and_complete() -> None:
+    for kind, ids in available().items():
+        for target in (resolve({kind: id_}) for id_ in ids if id_ != "native"):
+            assert from_description(json.loads(json.dumps(target.description()))) == target
+
+
+def test_the_spec_knows_the_processors() -> None:
+    assert list(get_args(CpuId)) == available()["cpu"]
+
+
+def test_instructions_are_those_that_a_family_describes() -> None:
+    for module in (arm, cortex_m, x86):
+        assert {
+            name for core in module.FAMILY.cpus if core != "native" for name in resolve({"cpu": core}).instructions
+        } <= (module.INSTRUCTIONS.keys())
+
+
+@pytest.mark.parametrize(
+    ("board", "triple", "hosted", "instruction"),
+    [
+        ("raspberry-pi-3", "aarch64-unknown-linux-gnu", True, "neon"),
+        ("raspberry-pi-5", "aarch64-unknown-linux-gnu", True, "dotprod"),
+        ("beaglebone-black", "armv7-unknown-linux-gnueabihf", True, "neon"),
+        ("rp2040", "thumbv6m-none-eabi", False, None),
+        ("mps2-an385", "thumbv7m-none-eabi", False, "saturate"),
+        ("nrf52840", "thumbv7em-none-eabihf", False, "dsp"),
+        ("mps3-an547", "thumbv8.1m.main-none-eabihf", False, "mve"),
+    ],
+)
+def test_boards(board: str, triple: str, hosted: bool, instruction: str | None) -> None:
+    target = resolve({"board": board})
+    assert (target.id, target.triple, target.hosted, target.board) == (board, triple, hosted, BOARDS[board])
+    assert target.has(instruction) if instruction else not target.instructions
+    assert hosted == (BOARDS[board].flash is None) == (BOARDS[board].startup == "linux")
+    assert target.library_ending == (".so" if hosted else "")
+
+
+def test_a_board_says_which_floating_point_unit_its_chip_has() -> None:
+    single, double = resolve({"board": "stm32f746-disco"}), resolve({"board": "stm32h743"})
+    assert (single.features, single.has("fpu"), single.has("fpu_double")) == (("-fp64",), True, False)
+    assert (double.features, double.has("fpu_double")) == ((), True)
+
+
+def described(**entries: object) -> dict[str, object]:
+    """The spec's entry for a board of the user's own."""
+    return {"board": OwnBoard.model_validate({"name": "mine", "cpu": "cortex-m4", **entries}).model_dump()}
+
+
+def test_a_board_of_the_users_own() -> None:
+    target = resolve(described(flash="256KiB", ram=["64KiB", {"address": 0x10000000, "size": "8KiB"}], clock="80MHz"))
+    assert (target.id, target.cpu, target.float_abi) == ("mine", "cortex-m4", "hard")
+    assert target.board == Board(
+        "mine",
+        "mine",
+        "cortex-m4",
+        80_000_000,
+        (Memory(0x20000000, 64 << 10), Memory(0x10000000, 8 << 10)),
+        Memory(0, 256 << 10),
+        startup="own",
+    )
+    soft = resolve(described(ram="64KiB", fpu="none"))
+    assert (soft.triple, soft.float_abi, soft.has("fpu")) == ("thumbv7em-none-eabi", "soft", False)
+    with pytest.raises(UnsupportedError, match="cortex-m4 has no floating-point unit for `fpu: double`"):
+        resolve(described(ram="64KiB", fpu="double"))
+
+
+def test_the_spec_may_name_the_compiler() -> None:
+    assert resolve({"cpu": "cortex-a72", "compiler": "aarch64-linux-gnu-gcc-12"}).compiler == "aarch64-linux-gnu-gcc-12"
+    assert resolve({"cpu": "cortex-a72", "compiler": None}).compiler == ""
+
+
+def test_a_target_that_is_described_but_not_generated_for_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"target rp2040: .* no code for cortex-m0plus .* It does for: native"):
+        require_builds(resolve({"board": "rp2040"}))
+    require_builds(resolve({"cpu": "x86-64-v3"}))
 
 
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"cpu": "x86-64-v5"}, r"unknown cpu. Did you mean x86-64-v4\? Available: native, x86-64-v2"),
+        ({"cpu": "x86-64-v5"}, r"unknown cpu 'x86-64-v5'. Did you mean x86-64-v4 or .*\? Available: native, x86-64-v2"),
         ({"cpu": "nativ"}, r"Did you mean native\?"),
-        ({"board": "stm32h743"}, "no board targets. Available: cpu: native, x86-64-v2"),
+        ({"board": "raspberrypi4"}, r"unknown board 'raspberrypi4'. Did you mean raspberry-pi-4 or .*\? Available: "),
         ({"gpu": "sm_87", "host": "aarch64-linux"}, "no gpu targets. Available: cpu: native"),
         ({}, "expected a cpu, board or gpu"),
     ],

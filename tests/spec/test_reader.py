@@ -136,7 +136,14 @@ budget:
         ("budget: {latency: 3 weeks}", 'expected a time with a unit, such as 20ms or 1.5s, got "3 weeks"'),
         ("passes: [{kind: flod}]", "Did you mean 'fold'?"),
         ("passes: {kind: fold}", "2: passes: expected a list, got keys (kind)."),
-        ("targets: [{cpu: x86-64-v9}]", "or 'x86-64-v4', got \"x86-64-v9\". Did you mean"),
+        ("targets: [{cpu: x86-64-v9}]", "'x86-64-v4', 'aarch64', "),
+        ("targets: [{cpu: x86-64-v9}]", 'got "x86-64-v9". Did you mean \'x86-64-v'),
+        (
+            "targets: [{board: {name: mine, cpu: cortex-m4, ram: 64}}]",
+            "2: targets[0].board.ram: expected a size with a",
+        ),
+        ("targets: [{board: {name: mine, cpu: cortex-m4, rom: 1KiB, ram: 1KiB}}]", "board.rom: expected one of clock,"),
+        ("targets: [{board: {name: mine, cpu: cortex-m4}}]", "2: targets[0].board.ram: expected this key, got nothing"),
         ("targets: [{board: STM32}]", "2: targets[0].board: expected text that matches"),
         ("targets: [{cpu: native}, {cpu: native}]", "2: targets: expected each target once (twice: native)"),
         (
