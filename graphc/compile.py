@@ -20,6 +20,7 @@ from graphc.importer import Source
 from graphc.ir import Graph
 from graphc.job import Job, SpecSource, prepare
 from graphc.measure import measure
+from graphc.passes.protocol import LANES
 from graphc.progress import Progress, silent
 from graphc.report import Report
 from graphc.runner import Runner
@@ -83,9 +84,15 @@ def build_job(
         toolchain.find(target.triple, memory.cache.folder)  # a missing compiler is an error now, not after the passes
     names = (MODEL, REPORT, *(target.id for target in job.targets))
     with Staging(out / job.name, names) as staging, Server(scratch=memory.cache.scratch()) as server:
-        slower = slower_on(job.targets)
         done = pipeline.run(
-            job.model, job.spec.passes, job.data, memory, progress=progress, stop_after=stop_after, slower=slower
+            job.model,
+            job.spec.passes,
+            job.data,
+            memory,
+            progress=progress,
+            stop_after=stop_after,
+            slower=slower_on(job.targets),
+            lanes=max((target.lanes(32) for target in job.targets), default=LANES),
         )
         save(done.graph, staging.folder / MODEL)
         for target in job.targets:

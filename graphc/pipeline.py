@@ -22,7 +22,7 @@ from graphc.ir.cost import cost
 from graphc.ir.text import fingerprint
 from graphc.memory import Memory
 from graphc.metrics import Metric
-from graphc.passes.protocol import Context, Observation, Pass, Skip, Slower, Statistics, check_order, never
+from graphc.passes.protocol import LANES, Context, Observation, Pass, Skip, Slower, Statistics, check_order, never
 from graphc.progress import Progress, Stage, silent, stage_of
 from graphc.quality import Model, Samples, qualities
 from graphc.report import Quality, Skipped, Step
@@ -61,8 +61,9 @@ def run(
     progress: Progress = silent,
     stop_after: int | None = None,
     slower: Slower = never,
+    lanes: int = LANES,
 ) -> Compressed:
-    """Apply `passes` (the first `stop_after` of them) to `model`; `slower` is what they may ask about targets.
+    """Apply `passes` (the first `stop_after` of them) to `model`; `slower`, `lanes`: what they may ask about targets.
 
     Raises InputError where the order of the passes breaks their rules, before anything runs, and where a pass wants
     statistics and there is no calibration data; InternalError where a pass leaves a graph that is not valid.
@@ -73,7 +74,7 @@ def run(
     for index, step in enumerate(passes[:stop_after], 1):
         name = f"step {index} ({step.kind})"
         statistics = observe(step, graphs[-1], data, memory, stage_of(progress, f"{name}: calibration"))
-        context = Context(statistics, stage_of(progress, name), slower=slower)
+        context = Context(statistics, stage_of(progress, name), slower=slower, lanes=lanes)
         context.progress("", 0.0)
         graphs.append(step.apply(graphs[-1], context))
         check(graphs[-1])

@@ -152,6 +152,9 @@ def _silent(_message: str, _fraction: float) -> None:
     """Progress nobody watches."""
 
 
+LANES = 16
+"""Floats in a vector where no target says otherwise: 512 bits."""
+
 Slower = Callable[[Graph, Node], str]
 
 
@@ -165,13 +168,15 @@ class Context:
     """What a pass is given beside the graph, and where it leaves its remarks. One context serves one step.
 
     `progress(message, fraction)` may be called as often as liked, with 0 <= fraction <= 1. `slower(graph, node)` says
-    why the integer code of a node does not pay on the targets that are built for; nothing where it does.
+    why the integer code of a node does not pay on the targets that are built for; nothing where it does. `lanes`:
+    floats in the widest vector of those targets.
     """
 
     statistics: Statistics = field(default_factory=dict)
     progress: Callable[[str, float], None] = _silent
     skips: list[Skip] = field(default_factory=list)
     slower: Slower = never
+    lanes: int = LANES
 
     def skip(self, node: Node, reason: str) -> None:
         """Record that `node` is left as it is. The same remark twice counts once."""
@@ -224,11 +229,22 @@ class Rule(BaseModel):
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Where a pass may stand: each kind in `requires` earlier; no pass whose kind is in `after` later, none in `before`
+    earlier.
+    """
+
+    requires: frozenset[str] = frozenset()
+    after: frozenset[str] = frozenset()
+    before: frozenset[str] = frozenset()
+
+
 class Pass(BaseModel):
     """One rewrite of a graph; its fields are its options, as the spec spells them.
 
-    Order among passes is data: each kind in `requires` must stand earlier; no pass whose kind is in `after` may stand
-    later, none in `before` may stand earlier. `overridable` names the fields that `where` may change.
+    Order among passes is data: `requires`, `after` and `before` as in `Order`; a pass whose options decide states
+    `order` itself. `overridable` names the fields that `where` may change.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -298,6 +314,11 @@ class Pass(BaseModel):
             items = {"type": "object", "properties": {**matchers, **own}, "additionalProperties": False}
             properties["where"] = {**properties["where"], "items": items}
         return schema
+
+    @property
+    def order(self) -> Order:
+        """Where this pass may stand among the others."""
+        return Order(self.requires, self.after, self.before)
 
     def options(self, graph: Graph) -> dict[Node, Self]:
         """Node -> this pass with the node's own options, for every node of `graph` (not of its subgraphs).
@@ -380,8 +401,9 @@ def check_order(passes: Sequence[Pass]) -> None:
         earlier = {other.kind for other in passes[:index]}
         later = {other.kind for other in passes[index + 1 :]}
         at = f"{step.kind} (step {index + 1})"
-        breaches += [f"{at} needs {kind} before it" for kind in sorted(step.requires - earlier)]
-        breaches += [f"{at} must come after {kind}" for kind in sorted(step.after & later)]
-        breaches += [f"{at} must come before {kind}" for kind in sorted(step.before & earlier)]
+        rules = step.order
+        breaches += [f"{at} needs {kind} before it" for kind in sorted(rules.requires - earlier)]
+        breaches += [f"{at} must come after {kind}" for kind in sorted(rules.after & later)]
+        breaches += [f"{at} must come before {kind}" for kind in sorted(rules.before & earlier)]
     if breaches:
         raise InputError("passes", f"are in an order that cannot work: {'; '.join(breaches)}.", "Reorder the list.")

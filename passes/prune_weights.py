@@ -1,0 +1,231 @@
+"""Zeros in weights: which layers, by which worth, and how they are written.
+
+    Conv(x, w)  ->  Conv(x, SparseToDense(mask, values; shape))       mask: one bit per weight, values: what stays
+
+- magnitude: |w|.
+- wanda: |w| |X_j|_2, in each output: M. Sun et al., "A Simple and Effective Pruning Approach for Large Language Models"
+  (2023), eq. 1. The norm is that of an input channel.
+- sparsegpt: prune_solver.py; what stays is updated, the bias too.
+
+A worth is squared, so that those of a block add up. Masks: prune_masks.py; shares: prune_allocation.py.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from graphc.ir.edit import Edit
+from graphc.ir.graph import Array, Graph, Node
+from graphc.ir.sparse import Mask, dense_of, pruned_values, sparse
+from graphc.passes.layers import Layer, layer_of, output_error
+from graphc.passes.protocol import Context, Observation, Statistics, has_weights
+from graphc.passes.prune_allocation import Allocation, Candidate, allocated
+from graphc.passes.prune_masks import Shape, blocked, pruned
+from graphc.passes.prune_solver import solve
+
+Doubles = npt.NDArray[np.float64]
+
+DOT = 4
+"""Inputs that an integer dot product adds up: the depth of an automatic block."""
+
+
+class Options(Protocol):
+    """What pruning weights asks of a node's options."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def family(self) -> str: ...
+    @property
+    def share(self) -> float: ...
+    @property
+    def kept_of(self) -> tuple[int, int] | None: ...
+    @property
+    def block(self) -> Literal["auto"] | tuple[int, int] | None: ...
+
+
+def observes(graph: Graph, options: Mapping[Node, Options], allocation: Allocation) -> tuple[Observation, ...]:
+    """Statistics of the inputs of every layer that is to be pruned."""
+    wishes = [
+        wish
+        for each in _tensors(graph, options, 1)
+        if isinstance(each, _Tensor)
+        for layer in each.layers
+        for wish in _wishes(layer, each.options.method, allocation)
+    ]
+    return tuple(dict.fromkeys(wishes))
+
+
+def _wishes(layer: Layer, method: str, allocation: Allocation) -> Iterator[Observation]:
+    if method == "sparsegpt" or allocation == "sensitivity":
+        yield layer.gram
+    elif method == "wanda":
+        yield layer.moments
+
+
+def apply(graph: Graph, options: Mapping[Node, Options], allocation: Allocation, context: Context) -> Graph:
+    """`graph` with every tensor of weights pruned that can be; the others are skipped with a reason."""
+    found: list[_Tensor] = []
+    for each in _tensors(graph, options, context.lanes):
+        if isinstance(each, _Tensor):
+            found.append(each)
+        else:
+            context.skip(*each)
+    candidates = [each.candidate(context.statistics) for each in found]
+    edit = Edit(graph)
+    for done, (each, share) in enumerate(zip(found, allocated(candidates, allocation), strict=True)):
+        context.progress(each.layers[0].node.name, done / len(found))
+        weights, gone = each.pruned(share, context.statistics)
+        _write(edit, each, weights, gone)
+    return edit.apply()
+
+
+def _write(edit: Edit, tensor: "_Tensor", weights: Doubles, gone: Mask) -> None:
+    layer = tensor.layers[0]
+    dense = np.asarray(tensor.restored(weights)).astype(tensor.stored.dtype)
+    kept = ~np.asarray(tensor.restored(gone))
+    before = edit.graph.producers.get(tensor.name)
+    name = tensor.name.removesuffix("_pruned")
+    made = sparse(edit, dense, kept, name, before or layer.node)
+    for each in tensor.layers:
+        edit.replace(each.node, inputs=[made if i == 1 else n for i, n in enumerate(each.node.inputs)])
+    if before is not None:
+        edit.remove(before)
+
+
+@dataclass(frozen=True, eq=False)
+class _Tensor:
+    """One tensor of weights and the layers that multiply by it; `inputs` of a tap."""
+
+    name: str
+    layers: tuple[Layer, ...]
+    stored: Array
+    options: Options
+    shape: Shape
+
+    @property
+    def inputs(self) -> int:
+        layer = self.layers[0]
+        return layer.shape[1] if layer.rows.kernel else self.weights.shape[2]
+
+    @cached_property
+    def weights(self) -> Doubles:
+        """[groups, outputs, taps * inputs]"""
+        return self.by_tap(np.asarray(self.layers[0].matrix(self.stored)).astype(np.float64))
+
+    @cached_property
+    def _taps_first(self) -> npt.NDArray[np.int64]:
+        """Columns of `Layer.matrix`, which has the inputs' taps side by side, in the order of masks."""
+        layer = self.layers[0]
+        depth = layer.matrix(self.stored).shape[2]
+        inputs = layer.shape[1] if layer.rows.kernel else depth
+        return np.arange(depth).reshape(inputs, -1).T.ravel()
+
+    def by_tap(self, matrix: Doubles) -> Doubles:
+        return matrix[..., self._taps_first]
+
+    def restored(self, matrix: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        """An array of the shape of `weights` as the tensor lies."""
+        back = np.empty_like(matrix)
+        back[..., self._taps_first] = matrix
+        return self.layers[0].restore(back)
+
+    def gram(self, statistics: Statistics) -> Doubles:
+        total = sum(statistics[layer.gram]["gram"].astype(np.float64) for layer in self.layers)
+        columns = self._taps_first
+        return np.asarray(total)[:, columns[:, None], columns[None]]
+
+    def energy(self, statistics: Statistics) -> Doubles:
+        """|X_j|^2 of each column, up to a factor: [groups, 1, taps * inputs]."""
+        if all(layer.gram in statistics for layer in self.layers):
+            return self.gram(statistics).diagonal(axis1=1, axis2=2)[:, None]
+        means = [statistics[layer.moments] for layer in self.layers]
+        channels = sum(m["energy"].astype(np.float64) * float(m["count"].astype(np.float64)) for m in means)
+        groups, _, depth = self.weights.shape
+        return np.tile(np.asarray(channels).reshape(groups, 1, -1), depth // self.inputs)
+
+    def worth(self, statistics: Statistics) -> Doubles:
+        """Of each weight, as the method sees it before anything is pruned."""
+        squares = self.weights**2
+        return squares if self.options.method == "magnitude" else squares * self.energy(statistics)
+
+    def pruned(self, share: float, statistics: Statistics) -> tuple[Doubles, Mask]:
+        """(weights that stay and zeros, what went)"""
+        if self.options.method == "sparsegpt":
+            return solve(self.weights, self.gram(statistics), self.inputs, self.shape, share)
+        by_output = self.options.method == "wanda" and self.shape.outputs == 1
+        gone = pruned(self.worth(statistics), self.inputs, self.shape, share, by_output)
+        return np.where(gone, 0.0, self.weights), gone
+
+    def candidate(self, statistics: Statistics) -> Candidate:
+        return Candidate(
+            self.stored.shape, self.options.share, partial(self._magnitudes), partial(self._error, statistics)
+        )
+
+    def _magnitudes(self) -> Doubles:
+        """Root mean squares of what goes together, sorted."""
+        squares = blocked(self.weights**2, self.inputs, self.shape) / (self.shape.outputs * self.shape.inputs)
+        return np.sort(np.sqrt(squares), axis=None)
+
+    def _error(self, statistics: Statistics, share: float) -> float:
+        gram = self.gram(statistics)
+        gone = pruned(self.weights**2 * self.energy(statistics), self.inputs, self.shape, share)
+        signal = output_error(self.weights, gram)
+        return output_error(np.where(gone, self.weights, 0.0), gram) / signal if signal else 0.0
+
+
+def _tensors(graph: Graph, options: Mapping[Node, Options], lanes: int) -> Iterator["_Tensor | tuple[Node, str]"]:
+    """Every tensor of weights that can be pruned, and every node with weights that can not, with the reason."""
+    before = pruned_values(graph)
+    by_weights: dict[str, list[Layer]] = {}
+    for node in graph.nodes:
+        if not has_weights(graph, node):
+            continue
+        layer = layer_of(graph, node)
+        if layer is None:
+            yield node, f"pruning knows the weights of Conv, Gemm and MatMul by a matrix, not those of this {node.op}"
+        elif layer.weight not in graph.constants and layer.weight not in before:
+            yield node, f"its weights are already stored by {graph.producers[layer.weight].label}"
+        else:
+            by_weights.setdefault(layer.weight, []).append(layer)
+    for name, found in by_weights.items():
+        made = _tensor(graph, name, found, options[found[0].node], lanes)
+        if isinstance(made, str):
+            yield found[0].node, made
+        else:
+            yield made
+
+
+def _tensor(graph: Graph, name: str, found: list[Layer], options: Options, lanes: int) -> "_Tensor | str":
+    others = [node.label for node in graph.users[name] if all(node is not layer.node for layer in found)]
+    if others or name in graph.outputs:
+        return f"its weights are also read by {others[0] if others else 'the outputs'}"
+    first = found[0]
+    if any(
+        (layer.shape, layer.rows.groups, layer.transposed) != (first.shape, first.rows.groups, first.transposed)
+        for layer in found
+    ):
+        return f"its weights are shared with {found[1].node.label}, which multiplies by them in another way"
+    if options.share == 0:
+        return "the options give it a share of 0"
+    made = pruned_values(graph).get(name)
+    stored = graph.constants[name] if made is None else dense_of(graph, made)
+    return _shaped(_Tensor(name, tuple(found), stored, options, Shape(kept_of=options.kept_of)), lanes)
+
+
+def _shaped(tensor: _Tensor, lanes: int) -> _Tensor | str:
+    """With the shape of what goes together; why not, where that is larger than the layer."""
+    options, outputs = tensor.options, tensor.weights.shape[1]
+    shape = tensor.shape
+    if options.family == "block":
+        block = options.block if isinstance(options.block, tuple) else (lanes, DOT)
+        shape = Shape(*block)
+    if outputs < shape.outputs or tensor.inputs < shape.run:
+        return (
+            f"{shape.outputs} x {shape.run} weights go together, and it has {outputs} outputs x {tensor.inputs} inputs"
+        )
+    return replace(tensor, shape=shape)
