@@ -8,6 +8,7 @@ y[i]      = f(acc[i], bias, residual, ...)
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import tvm.ir
@@ -16,6 +17,7 @@ from tvm import s_tir, tirx
 
 from graphc.backends.schedule_generic import inline_all, schedule_block
 from graphc.backends.targets import Target
+from graphc.backends.winograd import Filtering
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,19 @@ def find(function: Any, target: Target) -> Anchor | None:
         nest,
         padded,
     )
+
+
+def products(function: Any) -> int | None:
+    """How many products Winograd's filtering in a fused PrimFunc executes, None for anything else."""
+    found: list[Any] = []
+    tvm_ffi.structural_walk(function, (s_tir.SBlock, lambda block: found.append(block.annotations)))
+    infos = [json.loads(str(each["graphc.anchor"])) for each in found if "graphc.anchor" in each]
+    for info in infos:
+        if info["kind"] == "conv_winograd":
+            filtering = Filtering(info["m"])
+            tiles = info["input"][0] * prod(filtering.tiles(info["output"]))
+            return int(filtering.points * tiles * info["depth"] * info["filters"])
+    return None
 
 
 def _result(info: Mapping[str, Any]) -> list[int]:

@@ -92,12 +92,28 @@ def build_integerized(
 ) -> Manifest:
     """`build_uncached` for a graph in the integer arithmetic."""
     from graphc.backends.decompose import decompose
+
+    _require_indexable(graph)
+    program = _lowered(decompose(graph, kernels=True), target, server, progress)
+    return build_program(program, target, folder, server, cache, tools, quantization=quantization, progress=progress)
+
+
+def build_program(
+    program: Program,
+    target: Target,
+    folder: Path,
+    server: Server,
+    cache: Cache,
+    tools: Toolchain,
+    *,
+    quantization: Mapping[str, Quantization] = MappingProxyType({}),
+    progress: Progress = silent,
+) -> Manifest:
+    """`build_uncached` for a program that is lowered already."""
     from graphc.backends.emit import emit  # here, because a build that is cached whole needs none of it
     from graphc.backends.kernels import compile_kernels
     from graphc.backends.plan import plan
 
-    _require_indexable(graph)
-    program = _lowered(decompose(graph, kernels=True), target, server, progress)
     memory = plan(program)
     code = compile_kernels(program, target, cache, server, _watching(progress, "compile kernels"))
     progress("link", 0.0)

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from graphc import artifact
-from graphc.artifact import Manifest, Quantization, Step
+from graphc.artifact import Manifest, Quantization, Step, Work
 from graphc.backends import emit_c, emit_weights
 from graphc.backends.emit_c import Unit
 from graphc.backends.emit_weights import Weights
@@ -88,8 +88,8 @@ def emit(
 def manifest(unit: Unit, toolchain: Toolchain, library_bytes: int) -> Manifest:
     """What `manifest.json` says."""
     plan, prefix = unit.plan, unit.prefix
-    steps = [Step(call.nodes, call.kernel, call.tasks) for call in plan.calls]
-    steps += [Step((unit.program.outputs[copy.output],), "", 1) for copy in plan.copies]
+    steps = [Step(call.nodes, call.kernel, call.tasks, call.work) for call in plan.calls]
+    steps += [Step((unit.program.outputs[copy.output],), "", 1, Work(data=2 * copy.bytes)) for copy in plan.copies]
     peak = plan.calls[plan.peak].nodes if plan.peak >= 0 else ()
     weights = unit.weights
     return Manifest(

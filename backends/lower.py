@@ -13,6 +13,7 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
+from graphc.backends.anchor import products
 from graphc.backends.layout import channels_last
 from graphc.backends.objects import task_count, tir_json
 from graphc.backends.program import Buffer, Call, Kernel, Program, Role
@@ -21,6 +22,7 @@ from graphc.backends.schedule import scheduled
 from graphc.backends.stages import Stage, stages
 from graphc.backends.targets import Target
 from graphc.backends.widen import widened
+from graphc.backends.work import Share, with_work
 from graphc.errors import InputError, UnsupportedError
 from graphc.ir import Array, Graph
 
@@ -149,6 +151,10 @@ class _Assembly:
     aliases: dict[str, str] = field(default_factory=dict)
     values: dict[Any, Any] = field(default_factory=dict)
     staged: dict[str, list[Stage]] = field(default_factory=dict)
+    shares: list[Share] = field(default_factory=list)
+    """Of each call in the work of the graph's nodes."""
+    products: dict[str, int | None] = field(default_factory=dict)
+    """Fused function -> how many products it executes, None for all that its nodes have."""
 
     def program(self, module: Any) -> Program:
         main = module["main"]
@@ -167,7 +173,7 @@ class _Assembly:
         used = {name for call in self.calls for name in call.arguments} | set(self.aliases.values())
         buffers = {n: b for n, b in self.buffers.items() if b.role != "constant" or n in used}
         constants = {n: a for n, a in self.constants.items() if n in used}
-        return Program(
+        program = Program(
             self.graph.name,
             buffers,
             self.kernels,
@@ -177,6 +183,7 @@ class _Assembly:
             constants,
             self.aliases,
         )
+        return with_work(program, self.graph, self.shares)
 
     def _results(self, main: Any, bindings: list[Any]) -> list[Any]:
         """What holds each of the graph's outputs, in order: a variable, or (a variable that is a tuple, index)."""
@@ -256,6 +263,7 @@ class _Assembly:
         if callee.name_hint not in self.staged:
             self.note(", ".join(nodes) or callee.name_hint)
             self.staged[callee.name_hint] = stages(scheduled(module[callee], self.target))
+            self.products[callee.name_hint] = products(module[callee])
         self._stages(callee.name_hint, [*sources, *results], nodes)
 
     def _stages(self, name: str, arguments: list[str], nodes: tuple[str, ...]) -> None:
@@ -278,6 +286,7 @@ class _Assembly:
                     in_place,
                 )
             )
+            self.shares.append(Share(self.marks[name], self.products[name]))
 
     def _kernel(self, name: str, stage: Stage) -> str:
         """The symbol of a stage's kernel; structurally equal stages share one."""

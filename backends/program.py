@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from graphc.artifact import Work
 from graphc.ir.graph import Array, bits_of
 
 ALIGNMENT = 64
@@ -65,6 +66,7 @@ class Call:
     """The arguments that it writes (each fully, unless it is also read)."""
     in_place: Mapping[str, str] = field(default_factory=dict)
     """Written buffer -> read buffer that it may share memory with: each element is read, then written, by one task."""
+    work: Work = field(default_factory=Work)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,12 +48,34 @@ def schedule(anchor: Anchor, target: Target) -> Any:
     return None
 
 
-def _instruction(name: str, *operands: Any) -> Any:
+def instruction(name: str, *operands: Any) -> Any:
+    """A statement that is one instruction of the unit, by LLVM's name."""
     return tirx.Evaluate(tirx.call_llvm_intrin("void", f"llvm.x86.{name}", *operands))
 
 
-def _tile(number: int) -> Any:
+def tile_number(number: int) -> Any:
+    """An operand that names a tile register."""
     return tirx.const(number, "uint8")
+
+
+def configured(config: Any, height: int, size: int) -> list[Any]:
+    """Statements that shape the tiles, by way of a buffer of 64 bytes: `height` rows of inputs of `size` bytes each.
+
+    Palette 1: bytes 16.. are the bytes of each tile's rows (16 bits each), bytes 48.. how many rows.
+    """
+    shapes = {
+        **dict.fromkeys(SUMS, (height, 64)),
+        **dict.fromkeys(INPUTS, (height, size)),
+        **dict.fromkeys(WEIGHTS, (size // 4, 64)),
+    }
+    values = {
+        0: 1,
+        **{16 + 2 * n: width for n, (_, width) in shapes.items()},
+        **{48 + n: rows for n, (rows, _) in shapes.items()},
+    }
+    zero = tirx.BufferStore(config, spread(const(0, "uint8"), 64), [vector(const(0), 64)])
+    stores = [tirx.BufferStore(config, const(value, "uint8"), [const(at)]) for at, value in values.items()]
+    return [zero, *stores, instruction("ldtilecfg", tirx.address_of(config[0]))]
 
 
 class Tiled(Contraction):
@@ -101,7 +123,7 @@ class Tiled(Contraction):
         config = tirx.decl_buffer((64,), "uint8", "config", scope="local")
         sums = tirx.decl_buffer((len(SUMS) * AMX_ROWS * AMX_CHANNELS,), "int32", "sums", scope="local")
         regular = sum(first == wanted for first, wanted in starts) // 2
-        parts = [tirx.AllocBuffer(config), tirx.AllocBuffer(sums), *self._configure(config, height)]
+        parts = [tirx.AllocBuffer(config), tirx.AllocBuffer(sums), *configured(config, height, amx_depth(self.across))]
         # tilestored64 writes all of `sums`; TVM sees its address only, and would cut off what nothing else reads.
         parts.append(tirx.BufferStore(sums, const(0, "int32"), [const(len(SUMS) * AMX_ROWS * AMX_CHANNELS - 1)]))
         if regular:
@@ -118,24 +140,7 @@ class Tiled(Contraction):
         for t in range(2 * regular, tiles, 2):
             group = [(const(first), wanted - first) for first, wanted in starts[t : t + 2]]
             parts.append(self._block(sums, row, block, group, height))
-        return sequence([*parts, _instruction("tilerelease")])
-
-    def _configure(self, config: Any, height: int) -> list[Any]:
-        """Palette 1: bytes 16.. are the bytes of each tile's rows (16 bits each), bytes 48.. how many rows."""
-        size = amx_depth(self.across)
-        shapes = {
-            **dict.fromkeys(SUMS, (height, 64)),
-            **dict.fromkeys(INPUTS, (height, size)),
-            **dict.fromkeys(WEIGHTS, (size // 4, 64)),
-        }
-        values = {
-            0: 1,
-            **{16 + 2 * n: width for n, (_, width) in shapes.items()},
-            **{48 + n: rows for n, (rows, _) in shapes.items()},
-        }
-        zero = tirx.BufferStore(config, spread(const(0, "uint8"), 64), [vector(const(0), 64)])
-        stores = [tirx.BufferStore(config, const(value, "uint8"), [const(at)]) for at, value in values.items()]
-        return [zero, *stores, _instruction("ldtilecfg", tirx.address_of(config[0]))]
+        return sequence([*parts, instruction("tilerelease")])
 
     def _block(self, sums: Any, row: Any, block: Any, group: list[tuple[Any, int]], height: int) -> Any:
         """All channels of a block for one or two tiles of columns: (first column, columns that are stored already)."""
@@ -146,12 +151,12 @@ class Tiled(Contraction):
             runs = [block * (self.block // AMX_CHANNELS) + 2 * p + n for n in channels]
             return sequence(
                 [
-                    *(_instruction("tilezero", _tile(2 * m + n)) for m in range(len(group)) for n in channels),
+                    *(instruction("tilezero", tile_number(2 * m + n)) for m in range(len(group)) for n in channels),
                     loop("kh", 0, self.down, lambda kh: self._depth_loop(row, runs, group, kh)),
                     *(
-                        _instruction(
+                        instruction(
                             "tilestored64",
-                            _tile(2 * m + n),
+                            tile_number(2 * m + n),
                             tirx.address_of(sums[(2 * m + n) * AMX_ROWS * AMX_CHANNELS]),
                             tirx.const(4 * AMX_CHANNELS, "int64"),
                         )
@@ -192,18 +197,18 @@ class Tiled(Contraction):
         def body(k: Any) -> Any:
             byte = k * size
             loads = [
-                _instruction(
+                instruction(
                     "tileloadd64",
-                    _tile(INPUTS[m]),
+                    tile_number(INPUTS[m]),
                     tirx.address_of(self._input(row, first, kh, byte)),
                     tirx.const(self.pitch, "int64"),
                 )
                 for m, (first, _) in enumerate(group)
             ]
             loads += [
-                _instruction(
+                instruction(
                     "tileloadd64",
-                    _tile(WEIGHTS[n]),
+                    tile_number(WEIGHTS[n]),
                     tirx.address_of(self._weights(row, run, kh, byte)),
                     tirx.const(4 * AMX_CHANNELS, "int64"),
                 )
@@ -214,8 +219,9 @@ class Tiled(Contraction):
                 for run in runs
                 for line in range(0, size, 4)
             ]
+            name = "tdpbssd" if signed else "tdpbusd"
             dots = [
-                _instruction("tdpbssd" if signed else "tdpbusd", _tile(2 * m + n), _tile(INPUTS[m]), _tile(WEIGHTS[n]))
+                instruction(name, tile_number(2 * m + n), tile_number(INPUTS[m]), tile_number(WEIGHTS[n]))
                 for m in range(len(group))
                 for n in range(len(runs))
             ]

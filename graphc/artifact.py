@@ -12,7 +12,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from graphc.errors import InputError
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 """Changes when an older graphc could not run a newer artifact."""
 
 T = TypeVar("T")
@@ -61,12 +61,26 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """What a step has to do at least. `macs` are the multiply-accumulates that its kernel executes (Winograd's
+    filtering: fewer than the convolution has), on operands of type `arithmetic`; `weights` bytes of constants are
+    read, `data` bytes of other buffers read or written.
+    """
+
+    macs: int = 0
+    arithmetic: str = ""
+    weights: int = 0
+    data: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One entry of the list that a run goes through: a kernel on `tasks` tasks; the kernel is "" for a plain copy."""
 
     nodes: tuple[str, ...]
     kernel: str
     tasks: int
+    work: Work
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +13,11 @@ from graphc import terminal
 from graphc.errors import InputError, VerificationError
 from graphc.ir.graph import Array
 from graphc.runner import Runner
-from graphc.terminal import duration, line_out, table
+from graphc.terminal import duration, line_out, number, table
 
 if TYPE_CHECKING:
-    from graphc.benchmark import Benchmark
+    from graphc.benchmark import Benchmark, CallTime
+    from graphc.roofline import Roofline
 
 
 def run_artifact(folder: Path, inputs: Sequence[str], output: Path, threads: int) -> None:
@@ -108,24 +109,84 @@ def bench_artifact(
     engines = [name.strip() for name in against.split(",") if name.strip()]
     with terminal.progress() as progress:
         result = benchmark(folder, engines, _numbers(threads), seconds, model=model, progress=progress)
-        calls = profile(folder, _numbers(threads)[0]) if layers else ()
-    text = json.dumps({**asdict(result), "layers": [asdict(call) for call in calls]}, indent=1) + "\n"
+        limit = result.rooflines[0] if result.rooflines else None
+        calls = profile(folder, _numbers(threads)[0], limit) if layers else ()
+    listed = [{**asdict(call), "roofline": call.roofline} for call in calls]
+    text = json.dumps({**asdict(result), "layers": listed}, indent=1) + "\n"
     if file is not None and str(file) == "-":
         sys.stdout.write(text)
         return
     if file is not None:
         file.write_text(text, encoding="utf-8")
-    line_out(f"machine  {result.machine}")
-    line_out(f"inputs   {result.inputs}")
-    line_out(f"engines  run {result.model}; ratio: their time over graphc's, round by round")
-    table(("thr", "engine", "median", "min", "p10", "p90", "ratio", "p10", "p90"), _rows(result), "><>>>>>>>")
+    _print_benchmark(result)
     if calls:
         line_out()
-        total = sum(call.seconds for call in calls)
-        shares = [
-            (str(c.index), ", ".join(c.nodes), c.kernel, duration(c.seconds), f"{c.seconds / total:.1%}") for c in calls
-        ]
-        table(("call", "nodes", "kernel", "median", "share"), shares, "><<>>")
+        _print_layers(calls)
+
+
+def _print_benchmark(result: "Benchmark") -> None:
+    line_out(f"machine   {result.machine}")
+    for limit in result.rooflines:
+        for line in _limits(limit):
+            line_out(f"roofline  {line}")
+    if result.unmeasured:
+        line_out(f"roofline  not measured: {result.unmeasured}")
+    line_out(f"inputs    {result.inputs}")
+    line_out(f"engines   run {result.model}; ratio: their time over graphc's, round by round")
+    header = ("thr", "engine", "median", "min", "p10", "p90", "ratio", "p10", "p90", "roofline")
+    table(header, _rows(result), "><>>>>>>>>")
+
+
+def _limits(limit: "Roofline") -> Iterator[str]:
+    """What was measured, in lines that fit a terminal."""
+    found = [
+        f"{arithmetic} {number(speed)} ({instruction})"
+        for arithmetic, speeds in limit.peaks.items()
+        for instruction, speed in speeds.items()
+    ]
+    yield f"{limit.threads} thr, MAC/s: {', '.join(found)}"
+    reads = [f"{speed / 1e9:.0f} in {_whole(measured)}" for measured, speed in limit.bandwidth]
+    yield f"{limit.threads} thr, GB/s read: {', '.join(reads)}"
+
+
+def _whole(count: int) -> str:
+    """A power of two: '256K', '16M'."""
+    return f"{count >> 20}M" if count >= 1 << 20 else f"{count >> 10}K"
+
+
+def _print_layers(calls: Sequence["CallTime"]) -> None:
+    """A row per call: what it did per second, and which part of the roofline that is."""
+    total = sum(call.seconds for call in calls)
+    rows = [
+        (
+            str(call.index),
+            _first(call.nodes),
+            duration(call.seconds),
+            f"{call.seconds / total:.1%}",
+            _speed(call),
+            _part(call.roofline),
+        )
+        for call in calls
+    ]
+    table(("call", "node", "median", "share", "per second", "roofline"), rows, "><>>>>")
+
+
+def _first(nodes: Sequence[str]) -> str:
+    """The anchor of a call, and how many nodes are fused with it; the JSON names them all, and the kernel."""
+    return nodes[0] if len(nodes) == 1 else f"{nodes[0]} +{len(nodes) - 1}"
+
+
+def _speed(call: "CallTime") -> str:
+    """Multiply-accumulates per second, bytes where there are none."""
+    if not call.seconds:
+        return ""
+    if call.work.macs:
+        return f"{call.work.macs / call.seconds / 1e9:.1f} GMAC"
+    return f"{(call.work.data + call.work.weights) / call.seconds / 1e9:.1f} GB"
+
+
+def _part(fraction: float | None) -> str:
+    return "" if fraction is None else f"{fraction:.0%}"
 
 
 def _rows(result: "Benchmark") -> list[list[str]]:
@@ -135,7 +196,7 @@ def _rows(result: "Benchmark") -> list[list[str]]:
         time, ratio = figure.timing, figure.ratio
         times = [duration(seconds) for seconds in (time.median, time.minimum, time.low, time.high)]
         ratios = [f"{value:.2f}" for value in (ratio.median, ratio.low, ratio.high)] if ratio else [""] * 3
-        rows.append([str(figure.threads), figure.engine, *times, *ratios])
+        rows.append([str(figure.threads), figure.engine, *times, *ratios, _part(figure.roofline)])
     return rows
 
 

@@ -131,6 +131,10 @@ def test_bench(graphc: Command, built: Path, tmp_path: Path) -> None:
     assert result["figures"][0]["ratio"] is None and result["figures"][1]["ratio"]["median"] > 0
     manifest = json.loads((built / "build/small/native/manifest.json").read_text())
     assert len(result["layers"]) == len(manifest["steps"])
+    assert [limit["threads"] for limit in result["rooflines"]] == [1, 2]
+    assert all(layer["least"] > 0 and layer["roofline"] > 0 for layer in result["layers"])
+    assert result["figures"][0]["roofline"] > 0 and result["figures"][1]["roofline"] is None
+    assert "float32" in found.out and "roofline" in found.out
 
 
 def test_lists(graphc: Command) -> None:

@@ -15,6 +15,10 @@ NOT_WEIGHTS = frozenset(("int64", "bool", "object"))
 """Types of shapes, axes, conditions and texts. (int32 holds the biases of 8-bit layers.)"""
 
 
+DOMAINS = ("", "graphc.integer", "graphc.nhwc")
+"""Where operators have ONNX's shapes of weights, and results with the same elements, in some order of axes."""
+
+
 @dataclass(frozen=True, slots=True)
 class NodeCost:
     """One node, and the constants that it is the first to read, through decoders too. Open shapes: `macs` is None."""
@@ -44,6 +48,12 @@ class Cost:
 def cost(graph: Graph) -> Cost:
     """Count everything, subgraphs included: a Loop or Scan times its steps, an If as its dearest branch."""
     return _Counter(graph, {}, ()).count()
+
+
+def macs(graph: Graph, node: Node) -> int | None:
+    """Multiply-accumulates of one node of `graph`, channels first or last; None while a shape that matters is open."""
+    counter = _Counter(graph, {}, ())
+    return counter.macs(node, counter.bodies(node))
 
 
 class _Counter:
@@ -76,11 +86,11 @@ class _Counter:
                 "DequantizeLinear",
             ):
                 parameters += _parameters(self._types[name])
-        inner = [_Counter(body, self._types, self._fixed).count() for body in node.subgraphs]
+        inner = self.bodies(node)
         return NodeCost(
             node.name,
             node.op,
-            self._macs(node, inner),
+            self.macs(node, inner),
             parameters + sum(body.parameters for body in inner),
             stored + sum(body.bytes for body in inner),
         )
@@ -94,12 +104,16 @@ class _Counter:
             return [name]
         return [leaf for operand in self._graph.producers[name].reads for leaf in self._leaves(operand)]
 
-    def _macs(self, node: Node, inner: list[Cost]) -> int | None:
+    def bodies(self, node: Node) -> list[Cost]:
+        """What the subgraphs of a node cost, each run once."""
+        return [_Counter(body, self._types, self._fixed).count() for body in node.subgraphs]
+
+    def macs(self, node: Node, inner: list[Cost]) -> int | None:
         operands = [self._types[name] if name else None for name in node.inputs]
         try:
             if inner:
                 return _nested(node, operands, [body.macs for body in inner], self._graph)
-            rule = _MACS.get(node.op) if node.domain in ("", "graphc.integer") else None
+            rule = _MACS.get(node.op) if node.domain in DOMAINS else None
             return rule(node, _dims(operands), self._types[node.outputs[0]].dims) if rule else 0
         except ValueError:  # an open shape
             return None
