@@ -82,4 +82,9 @@ def core_target(core: Core) -> Target:
     )
 
 
-FAMILY = Family("arm", {core.id: partial(core_target, core) for core in CORES}, builds=False)
+def emulated_as(target: Target) -> str:
+    """The processor of QEMU's user mode that stands in for a target of this family."""
+    return next(core.emulated_as for core in CORES if (core.llvm or core.id) == target.cpu)
+
+
+FAMILY = Family("arm", {core.id: partial(core_target, core) for core in CORES})

@@ -40,7 +40,7 @@ def build_target(
     Raises UnsupportedError for a node that has no kernel, ToolchainError where the C compiler is missing or fails,
     InternalError where TVM fails; each names its node.
     """
-    tools = toolchain.find(target.triple, cache.folder)
+    tools = toolchain.find(target.triple, cache.folder, compiler=target.compiler)
     made_from = (graph.name, fingerprint(graph), target.description(), tools.name, tools.version, tools.compiler)
     name = key("artifact", *made_from)
     kept = cache.get(name)

@@ -14,7 +14,8 @@ from math import prod
 import numpy as np
 
 from graphc.artifact import Quantization, Tensor
-from graphc.backends.emit_cpu import cpu_check
+from graphc.backends.emit_cpu_arm import capabilities
+from graphc.backends.emit_cpu_x86 import cpu_check
 from graphc.backends.emit_names import comment, model_identifier, tensor_identifiers
 from graphc.backends.emit_weights import Weights
 from graphc.backends.plan import Copy, MemoryPlan, Place
@@ -131,11 +132,11 @@ def source(unit: Unit) -> str:
     table = "".join(f"    {{step_{index}, {count}}},\n" for index, count in enumerate(tasks))
     text = "\n".join(steps)
     tensors = unit.inputs + unit.outputs
-    has_weights, x86 = unit.weights.bytes > 0, unit.target.hosted and unit.target.family == "x86"
+    has_weights = unit.weights.bytes > 0
     return fill(
         template("artifact.c.in"),
         **_common(unit),
-        system=_system(unit, x86),
+        system=_system(unit),
         state_bytes=str(unit.state_bytes),
         parallel_tasks=str(max(tasks)),
         weights=_weights(unit) if has_weights else "",
@@ -145,8 +146,8 @@ def source(unit: Unit) -> str:
         table=table,
         runtime=template("runtime_threads.c" if unit.target.hosted else "runtime_single.c"),
         checks=_static_checks(tensors),
-        checksum=(template("runtime_crc.c") if has_weights else "") + (_x86(unit.target) if x86 else ""),
-        init_checks=_init_checks(unit, has_weights, x86),
+        checksum=(template("runtime_crc.c") if has_weights else "") + _processor_check(unit.target),
+        init_checks=_init_checks(unit, has_weights),
         run_checks=_run_checks(unit.prefix.upper(), tensors),
         bind="".join(f"    s->at.{tensor.identifier} = {tensor.identifier};\n" for tensor in tensors),
         arguments="".join(f", {tensor.identifier}" for tensor in tensors),
@@ -204,11 +205,15 @@ def _tensor_constants(unit: Unit, tensor: Tensor, side: str) -> str:
     return "\n".join(lines)
 
 
-def _system(unit: Unit, x86: bool) -> str:
+PROCESSOR_HEADERS = {"x86": "cpuid.h", "arm": "sys/auxv.h"}
+"""What the check of a family's processors includes; the check itself is `cpu_<family>.c.in`."""
+
+
+def _system(unit: Unit) -> str:
     """What precedes everything else: headers of the operating system."""
     if not unit.target.hosted:
         return ""
-    headers = (["cpuid.h"] if x86 else []) + ["pthread.h", "signal.h", "time.h"]
+    headers = [PROCESSOR_HEADERS[unit.target.family], "pthread.h", "signal.h", "time.h"]
     return "#define _POSIX_C_SOURCE 200809L\n" + "".join(f"#include <{name}>\n" for name in headers)
 
 
@@ -293,15 +298,22 @@ def _static_checks(tensors: tuple[Tensor, ...]) -> str:
     return "".join(lines)
 
 
-def _x86(target: Target) -> str:
-    check = cpu_check(target)
-    rows = "".join(f"        {{{', '.join(f'{value:#x}u' for value in row)}}},\n" for row in check.cpuid)
-    return "\n" + fill(template("runtime_x86.c.in"), cpuid=rows, xcr0=f"{check.xcr0:#x}")
+def _processor_check(target: Target) -> str:
+    """`cpu_is_sufficient` of the target's family; nothing where there is no system to ask."""
+    if not target.hosted:
+        return ""
+    text = template(f"cpu_{target.family}.c.in")
+    if target.family == "x86":
+        check = cpu_check(target)
+        rows = "".join(f"        {{{', '.join(f'{value:#x}u' for value in row)}}},\n" for row in check.cpuid)
+        return "\n" + fill(text, cpuid=rows, xcr0=f"{check.xcr0:#x}")
+    first, second = capabilities(target)
+    return "\n" + fill(text, hwcap=f"{first:#x}", hwcap2=f"{second:#x}")
 
 
-def _init_checks(unit: Unit, has_weights: bool, x86: bool) -> str:
+def _init_checks(unit: Unit, has_weights: bool) -> str:
     upper = unit.prefix.upper()
-    lines = [f"    if (!cpu_is_sufficient()) return {upper}_ERROR_CPU;\n"] if x86 else []
+    lines = [f"    if (!cpu_is_sufficient()) return {upper}_ERROR_CPU;\n"] if unit.target.hosted else []
     if has_weights:
         call = f"crc32({unit.prefix}_weights, {upper}_WEIGHTS_BYTES) != {unit.weights.crc32:#010x}u"
         lines.append(f"    if (options->checksum != 0 && {call}) return {upper}_ERROR_CHECKSUM;\n")

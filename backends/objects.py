@@ -115,7 +115,7 @@ def object_code(tir: str, symbol: str, target: Target) -> bytes:
         path = Path(folder) / "kernel.o"
         code.write_to_file(str(path), "o")
         data = without_debug(path.read_bytes())
-    foreign = sorted(name for name in undefined_symbols(data) if not _in_c_library(name))
+    foreign = sorted(name for name in undefined_symbols(data) if not _in_c_library(name, target))
     if foreign:
         raise InternalError(f"kernel {symbol}", f"its code needs {', '.join(foreign)}, which no C library has.")
     return data
@@ -275,5 +275,7 @@ _C_FUNCTIONS = (
 _C_LIBRARY = frozenset(_C_FUNCTIONS.split())
 
 
-def _in_c_library(name: str) -> bool:
-    return name in _C_LIBRARY or name.removesuffix("f") in _C_LIBRARY
+def _in_c_library(name: str, target: Target) -> bool:
+    """Arm's 32-bit compilers bring the functions of its run-time ABI (IHI0043: 64-bit division, memcpy, ...)."""
+    helper = target.triple.startswith("armv7") and name.startswith("__aeabi_")
+    return helper or name in _C_LIBRARY or name.removesuffix("f") in _C_LIBRARY

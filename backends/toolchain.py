@@ -67,6 +67,10 @@ class Toolchain:
         name = f"-Wl,-soname,{output}"
         self._run([*self.compiler, *LINK, name, "-o", output, listed, "-lpthread", "-lm"], folder)
 
+    def link_program(self, objects: Sequence[str], output: str, folder: Path) -> None:
+        """Objects and static libraries -> a program that needs no files of the system it was linked for."""
+        self._run([*self.compiler, "-static", "-O2", "-o", output, *objects, "-lpthread", "-lm"], folder)
+
     def archive(self, objects: Sequence[str], output: str, folder: Path) -> None:
         """Objects -> static library, without times and owners."""
         (folder / output).unlink(missing_ok=True)
@@ -83,27 +87,32 @@ class Toolchain:
             )
 
 
-def find(triple: str, cache: Path, *, environment: Mapping[str, str] | None = None) -> Toolchain:
-    """The toolchain for `triple`: $CC, then the system's compilers, then zig from pip.
+def find(triple: str, cache: Path, *, compiler: str = "", environment: Mapping[str, str] | None = None) -> Toolchain:
+    """The toolchain for `triple`: the spec's `compiler`, the environment's, the system's, then zig from pip.
 
-    $CC counts only for this machine's own processor. zig keeps the runtime library it builds under `cache`.
+    In the environment $CC counts for this machine's own processor, $CC_aarch64_linux_gnu and its like for others. zig
+    keeps the runtime library it builds under `cache`.
     Raises ToolchainError that says what to install.
     """
     environment = os.environ if environment is None else environment
     path = environment.get("PATH", os.defpath)
-    own = is_host(triple)
-    if own and environment.get("CC"):
-        return _system(shlex.split(environment["CC"]), _archivers("", environment), path, chosen=True)
-    cross = _gnu_triple(triple)
+    own, cross = is_host(triple), _gnu_triple(triple)
+    prefix = "" if own else f"{cross}-"
+    suffix = "" if own else f"_{cross.replace('-', '_')}"
+    archivers = _archivers(prefix, environment.get(f"AR{suffix}"))
+    if compiler:
+        return _system(shlex.split(compiler), archivers, path, "the spec's `compiler`")
+    if given := environment.get(f"CC{suffix}"):
+        return _system(shlex.split(given), archivers, path, f"$CC{suffix}")
     for name in ("cc", "gcc", "clang") if own else (f"{cross}-gcc",):
         if shutil.which(name, path=path):
-            return _system([name], _archivers("" if own else f"{cross}-", environment), path, chosen=False)
+            return _system([name], archivers, path)
     if zig := find_zig():
         return _zig(zig, triple, cache)
     system = "gcc" if own else f"gcc-{cross}"
     raise ToolchainError(
         f"target {triple}",
-        f"no C compiler was found ({'$CC, cc, gcc, clang' if own else f'{cross}-gcc'}, or zig from pip).",
+        f"no C compiler was found ($CC{suffix}, {'cc, gcc, clang' if own else f'{cross}-gcc'}, or zig from pip).",
         f"Run `{sys.executable} -m pip install 'graphc[cross]'`, or `apt install {system}`.",
     )
 
@@ -120,25 +129,26 @@ def find_zig() -> Path | None:
 def is_host(triple: str) -> bool:
     """Whether `triple` names the processor and system that this Python runs on."""
     machine, system = sysconfig.get_platform().rsplit("-", 1)[-1], sysconfig.get_platform().split("-", 1)[0]
-    names = {"amd64": "x86_64", "arm64": "aarch64"}
+    names = {"amd64": "x86_64", "arm64": "aarch64", "armv7l": "armv7"}
     return triple.startswith(f"{names.get(machine, machine)}-") and system in triple
 
 
 def _gnu_triple(triple: str) -> str:
-    """As compilers are named: x86_64-unknown-linux-gnu -> x86_64-linux-gnu."""
-    parts = triple.split("-")
-    return "-".join(part for part in parts if part not in ("unknown", "pc"))
+    """As compilers are named: x86_64-unknown-linux-gnu -> x86_64-linux-gnu, armv7-... -> arm-..."""
+    machine, *parts = triple.split("-")
+    return "-".join(["arm" if machine == "armv7" else machine, *(p for p in parts if p not in ("unknown", "pc"))])
 
 
-def _archivers(prefix: str, environment: Mapping[str, str]) -> list[list[str]]:
-    given = [shlex.split(environment["AR"])] if environment.get("AR") and not prefix else []
-    return [*given, *([f"{prefix}{name}"] for name in ("ar", "gcc-ar")), ["llvm-ar"]]
+def _archivers(prefix: str, given: str | None) -> list[list[str]]:
+    chosen = [shlex.split(given)] if given else []
+    return [*chosen, *([f"{prefix}{name}"] for name in ("ar", "gcc-ar")), ["llvm-ar"]]
 
 
-def _system(compiler: Sequence[str], archivers: Sequence[Sequence[str]], path: str, *, chosen: bool) -> Toolchain:
+def _system(compiler: Sequence[str], archivers: Sequence[Sequence[str]], path: str, chosen: str = "") -> Toolchain:
+    """A compiler of the system's; `chosen` says who named it, where the user did."""
     program = shutil.which(compiler[0], path=path) if compiler else None
     if program is None:
-        raise ToolchainError(f"$CC '{' '.join(compiler)}'", "no such program.", "Correct or unset the variable CC.")
+        raise ToolchainError(f"{chosen} '{' '.join(compiler)}'", "no such program.", f"Correct or remove {chosen}.")
     zig = find_zig()
     archiver = next(
         ((str(found), *rest) for name, *rest in archivers if (found := shutil.which(name, path=path))),
@@ -151,7 +161,7 @@ def _system(compiler: Sequence[str], archivers: Sequence[Sequence[str]], path: s
     version = re.findall(r"\d+\.\d+(?:\.\d+)?", banner.partition("\n")[0])
     if code != 0 or not version:
         raise ToolchainError(
-            " ".join(compiler), f"`--version` failed ({code}): {banner.strip()}", "Correct $CC." if chosen else ""
+            " ".join(compiler), f"`--version` failed ({code}): {banner.strip()}", f"Correct {chosen}." if chosen else ""
         )
     name = "clang" if "clang" in banner else "gcc" if "Free Software Foundation" in banner else Path(program).name
     return Toolchain(name, version[-1], command, archiver, {"PATH": path})

@@ -79,7 +79,7 @@ class _Search:
         graph = replace(self.subject.graph, outputs=tuple(kept))
         folder = self.folder / str(self.builds)
         target = from_description(self.subject.manifest.target)
-        tools = find(target.triple, self.cache.folder)
+        tools = find(target.triple, self.cache.folder, compiler=target.compiler)
         build_integerized(graph, target, folder, self.server, self.cache, tools, progress=self.progress)
         return compare(self.subject, folder, graph)
 

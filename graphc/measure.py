@@ -32,7 +32,7 @@ from graphc.pipeline import Compressed
 from graphc.progress import Progress
 from graphc.quality import Model, qualities
 from graphc.report import Latency, Quality, Report, TargetReport
-from graphc.runner import Runner
+from graphc.runner import Opened, Runner
 from graphc.samples import seeded
 from graphc.staging import MODEL, MODEL_DATA
 from graphc.version import VERSION
@@ -146,7 +146,7 @@ class _Target:
         return [latency_of(name, 1, seconds) for name, seconds in figures.items()]
 
 
-def by_name(runner: Runner) -> Model:
+def by_name(runner: Opened) -> Model:
     """A runner as a function from inputs by name to outputs by name."""
     names = [tensor.name for tensor in runner.outputs]
 

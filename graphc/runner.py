@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -36,11 +36,23 @@ _MEANING = {
     10: "the library is of another build than its manifest",
 }
 _REMEDY = {
-    5: "Build it for this machine, or for an older level such as x86-64-v2.",
+    5: "Build it for this machine, or for an older processor: `graphc targets` lists them.",
     6: "The file is damaged: build or copy it again.",
     7: "Ask for fewer threads.",
     10: "Close what was opened from this folder before it was built again, and open it anew.",
 }
+
+
+class Opened(Protocol):
+    """An artifact that can be called, wherever it runs."""
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]: ...
+
+    def __call__(self, /, *arrays: npt.ArrayLike, **named: npt.ArrayLike) -> Any: ...
 
 
 class _Options(ctypes.Structure):
@@ -81,7 +93,7 @@ class Runner:
         code = self._function("init", 2)(self._arena, ctypes.addressof(options))
         if code != 0:
             _unload(self._library)
-            raise _failure(self.folder, code)
+            raise failure(self.folder, code)
         close = self._function("close", 1)
         self._finalizer = weakref.finalize(self, _close, close, self._arena, self._library, memory)
         tensors = len(self.inputs) + len(self.outputs)
@@ -115,13 +127,13 @@ class Runner:
         For loops in which the microseconds of an ordinary call count: nothing is checked, copied or allocated per run.
         Raises InputError as a call does, and for an array that cannot be read where it lies.
         """
-        values = self._bind(arrays, named)
-        feeds = [_checked(tensor, value) for tensor, value in zip(self.inputs, values, strict=True)]
+        values = bound(self.folder, self.inputs, arrays, named)
+        feeds = [checked(tensor, value) for tensor, value in zip(self.inputs, values, strict=True)]
         for tensor, value, feed in zip(self.inputs, values, feeds, strict=True):
             if feed is not value:
                 remedy = "Pass numpy.ascontiguousarray(x) and write into that."
                 raise InputError(f"input '{tensor.name}'", "expected a dense array, to be read where it lies.", remedy)
-        results = [np.empty(tensor.shape, _dtype(tensor.dtype)) for tensor in self.outputs]
+        results = [np.empty(tensor.shape, numpy_dtype(tensor.dtype)) for tensor in self.outputs]
         pointers = [ctypes.c_void_p(array.ctypes.data) for array in (*feeds, *results)]
         outputs, memory = self._named(results), (feeds, results)
 
@@ -158,8 +170,11 @@ class Runner:
         arrays: Sequence[npt.ArrayLike],
         named: Mapping[str, npt.ArrayLike],
     ) -> list[Array]:
-        feeds = [_checked(tensor, value) for tensor, value in zip(self.inputs, self._bind(arrays, named), strict=True)]
-        results = [np.empty(tensor.shape, _dtype(tensor.dtype)) for tensor in self.outputs]
+        feeds = [
+            checked(tensor, value)
+            for tensor, value in zip(self.inputs, bound(self.folder, self.inputs, arrays, named), strict=True)
+        ]
+        results = [np.empty(tensor.shape, numpy_dtype(tensor.dtype)) for tensor in self.outputs]
         self._call(function, [*first, *(array.ctypes.data for array in (*feeds, *results))])
         return results
 
@@ -169,25 +184,13 @@ class Runner:
                 raise InputError(str(self.folder), "this model is closed.", "Open it again with graphc.open.")
             code = function(self._arena, *pointers)
         if code != 0:
-            raise _failure(self.folder, code)
+            raise failure(self.folder, code)
 
     def _named(self, results: list[Array]) -> Any:
         """The one output, or all of them by name."""
         if len(results) == 1:
             return results[0]
         return {tensor.name: array for tensor, array in zip(self.outputs, results, strict=True)}
-
-    def _bind(self, arrays: Sequence[npt.ArrayLike], named: Mapping[str, npt.ArrayLike]) -> list[npt.ArrayLike]:
-        """The values in the order of the inputs."""
-        names = [tensor.name for tensor in self.inputs]
-        expected = f"expected {', '.join(map(repr, names)) or 'no input'}"
-        if len(arrays) > len(names):
-            raise InputError(str(self.folder), f"{expected}, got {len(arrays)} arrays.")
-        if unknown := sorted(named.keys() - set(names[len(arrays) :])):
-            raise InputError(str(self.folder), f"{expected}, got {', '.join(map(repr, unknown))} as well.")
-        if missing := [name for name in names[len(arrays) :] if name not in named]:
-            raise InputError(str(self.folder), f"no value for input {', '.join(map(repr, missing))}.")
-        return [*arrays, *(named[name] for name in names[len(arrays) :])]
 
     def _function(self, name: str, pointers: int) -> Callable[..., int]:
         symbol = f"{self.manifest.identifier}_{name}"
@@ -202,6 +205,21 @@ class Runner:
 def open(path: str | Path, threads: int = 1, *, checksum: bool = False) -> Runner:  # noqa: A001
     """Open the artifact in the folder `path`, such as `build/mobilenet/native`; see Runner."""
     return Runner(path, threads, checksum=checksum)
+
+
+def bound(
+    folder: Path, inputs: Sequence[Tensor], arrays: Sequence[npt.ArrayLike], named: Mapping[str, npt.ArrayLike]
+) -> list[npt.ArrayLike]:
+    """The values of a call in the order of the inputs. Raises InputError for what is missing, or too much."""
+    names = [tensor.name for tensor in inputs]
+    expected = f"expected {', '.join(map(repr, names)) or 'no input'}"
+    if len(arrays) > len(names):
+        raise InputError(str(folder), f"{expected}, got {len(arrays)} arrays.")
+    if unknown := sorted(named.keys() - set(names[len(arrays) :])):
+        raise InputError(str(folder), f"{expected}, got {', '.join(map(repr, unknown))} as well.")
+    if missing := [name for name in names[len(arrays) :] if name not in named]:
+        raise InputError(str(folder), f"no value for input {', '.join(map(repr, missing))}.")
+    return [*arrays, *(named[name] for name in names[len(arrays) :])]
 
 
 def _load(folder: Path, manifest: Manifest) -> ctypes.CDLL:
@@ -235,12 +253,13 @@ def _close(close: Callable[..., int], arena: int, library: ctypes.CDLL, memory: 
     del memory
 
 
-def _failure(folder: Path, code: int) -> GraphcError:
+def failure(folder: Path, code: int) -> GraphcError:
+    """The error that a code of an artifact's functions means."""
     kind = InternalError if code in (1, 2, 4, 8, 9) else UnsupportedError if code in (5, 7) else InputError
     return kind(str(folder), f"{_MEANING.get(code, f'error {code}')}.", _REMEDY.get(code, ""))
 
 
-def _dtype(name: str) -> np.dtype[Any]:
+def numpy_dtype(name: str) -> np.dtype[Any]:
     """numpy's own types, and those of ml_dtypes (bfloat16, float8), which is imported only for them."""
     try:
         return np.dtype(name)
@@ -253,9 +272,9 @@ def _dtype(name: str) -> np.dtype[Any]:
     return extended
 
 
-def _checked(tensor: Tensor, value: npt.ArrayLike) -> Array:
+def checked(tensor: Tensor, value: npt.ArrayLike) -> Array:
     """The value as a dense, aligned array; copied only where it is not one. Raises InputError for another type."""
-    array, dtype = np.asarray(value), _dtype(tensor.dtype)
+    array, dtype = np.asarray(value), numpy_dtype(tensor.dtype)
     if array.dtype != dtype:
         remedy = f"Convert it: x.astype({tensor.dtype!r})."
         raise InputError(f"input '{tensor.name}'", f"expected dtype {tensor.dtype}, got {array.dtype}.", remedy)

@@ -16,6 +16,7 @@ from graphc.artifact import Manifest
 from graphc.backends.integer import integerize
 from graphc.backends.integer_region import DOMAIN
 from graphc.backends.reference import Reference
+from graphc.emulator import open_anywhere
 from graphc.errors import VerificationError
 from graphc.execute import Session
 from graphc.importer import load
@@ -24,7 +25,6 @@ from graphc.measure import by_name
 from graphc.noise import MARGIN, RUNS, Shaken, exact_values, stepping_values
 from graphc.progress import Progress, silent
 from graphc.quality import Difference, Model
-from graphc.runner import Runner
 from graphc.samples import Inputs, inputs_for, model_beside
 
 TOLERANCE = 1e-4
@@ -81,7 +81,9 @@ def subject(folder: Path, samples: int) -> Subject:
 def verify(folder: Path, samples: int, threads: int = 1, progress: Progress = silent) -> Verification:
     """Run the artifact in `folder` and its reference on the same `samples` inputs.
 
-    Raises InputError where the artifact or its model is missing, UnsupportedError where it cannot run on this machine.
+    An artifact for another Linux processor runs in an emulator (graphc.emulator).
+    Raises InputError where the artifact or its model is missing, UnsupportedError where it cannot run on this machine,
+    ToolchainError where the emulator is missing.
     """
     return compare_subject(subject(folder, samples), threads, progress)
 
@@ -103,7 +105,7 @@ def compare(
     exact, stepping = exact_values(graph), stepping_values(graph)
     judges = {name: _Judge(name, 0.0 if name in exact else TOLERANCE) for name in graph.outputs}
     shaken = Shaken(graph) if not stepping.isdisjoint(graph.outputs) else None
-    with Runner(folder, threads) as runner:
+    with open_anywhere(folder, threads) as runner:
         run = by_name(runner)
         for done, given in enumerate(feeds):
             progress("verify", done / len(feeds))

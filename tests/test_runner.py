@@ -270,4 +270,4 @@ def test_a_board_without_libraries_is_refused(tmp_path: Path) -> None:
 
 def test_errors_are_graphcs_own() -> None:
     assert issubclass(InputError, GraphcError)
-    assert runner._failure(Path("x"), 5).exit_code == 2
+    assert runner.failure(Path("x"), 5).exit_code == 2

@@ -9,7 +9,7 @@ import pytest
 
 from graphc import runner
 from graphc.backends import emit_c
-from graphc.backends.emit_cpu import FEATURES, LEVELS, cpu_check
+from graphc.backends.emit_cpu_x86 import FEATURES, LEVELS, cpu_check
 from graphc.backends.plan import plan
 from graphc.backends.x86 import EXTENSIONS
 from graphc.backends.x86 import LEVELS as X86_LEVELS
@@ -232,7 +232,7 @@ def test_the_processor_check_agrees_with_the_kernel(tmp_path: Path) -> None:
     rows = []
     for index, check in enumerate(texts):
         cpuid = "".join(f"        {{{', '.join(f'{value:#x}u' for value in row)}}},\n" for row in check.cpuid)
-        text = emit_c.fill(emit_c.template("runtime_x86.c.in"), cpuid=cpuid, xcr0=f"{check.xcr0:#x}")
+        text = emit_c.fill(emit_c.template("cpu_x86.c.in"), cpuid=cpuid, xcr0=f"{check.xcr0:#x}")
         text = text.replace("tiles_are_granted", f"tiles_{index}")
         rows.append(text.replace("cpu_is_sufficient", f"check_{index}"))
     calls = " ".join(f'printf("%d", check_{index}());' for index in range(len(rows)))

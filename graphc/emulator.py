@@ -1,0 +1,157 @@
+"""Run an artifact for another processor under QEMU's user mode, as if it were loaded here.
+
+artifact -> stream.c + lib<name>.a -> a static program -> qemu-<machine> -> inputs and outputs through pipes
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from graphc import artifact
+from graphc.artifact import Tensor
+from graphc.backends import toolchain
+from graphc.backends.arm import emulated_as
+from graphc.backends.cache import Cache
+from graphc.backends.emit_stream import stream_program
+from graphc.backends.targets import Target, from_description
+from graphc.errors import ToolchainError, UnsupportedError
+from graphc.runner import Array, Runner, bound, checked, failure, numpy_dtype
+
+MACHINES = {"aarch64": "aarch64", "armv7": "arm"}
+"""The processor in a triple -> what QEMU's user mode calls it."""
+
+MODEL_ERROR = 100
+"""The stream program ends with this plus the code that the model's functions gave."""
+
+
+def emulates(target: Target) -> bool:
+    """Whether programs for `target` run under QEMU's user mode."""
+    return target.hosted and target.triple.partition("-")[0] in MACHINES and not toolchain.is_host(target.triple)
+
+
+def open_anywhere(path: str | Path, threads: int = 1) -> "Runner | Emulated":
+    """The artifact as a callable: loaded here where this machine can run it, else emulated.
+
+    Raises as `Runner` and `Emulated` do.
+    """
+    target = from_description(artifact.read(path).target)
+    return Emulated(path, threads) if emulates(target) else Runner(path, threads)
+
+
+class Emulated:
+    """An artifact in an emulator; to be called and closed as a `Runner`."""
+
+    def __init__(self, path: str | Path, threads: int = 1) -> None:
+        """Link the artifact's library into a program and start it.
+
+        Raises InputError where there is no artifact, ToolchainError where the compiler or the emulator is missing or
+        fails, UnsupportedError for a target that QEMU's user mode does not run.
+        """
+        self.folder, self.manifest = artifact.find(path), artifact.read(path)
+        target = from_description(self.manifest.target)
+        if not emulates(target):
+            raise UnsupportedError(str(self.folder), f"programs for {target.id} do not run under QEMU's user mode.")
+        emulator = find_emulator(target)
+        self._work = tempfile.TemporaryDirectory(prefix="graphc-emulated-")
+        try:
+            command = [*emulator, str(self._program(target)), str(threads)]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        except BaseException:
+            self._work.cleanup()
+            raise
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Names, shapes, dtypes and quantization of what a call takes, in order."""
+        return self.manifest.inputs
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """The same of what it returns."""
+        return self.manifest.outputs
+
+    def __call__(self, /, *arrays: npt.ArrayLike, **named: npt.ArrayLike) -> Any:
+        """As `Runner.__call__`. Raises ToolchainError when the emulator ends, and as a Runner does."""
+        values = bound(self.folder, self.inputs, arrays, named)
+        feeds = [checked(tensor, value) for tensor, value in zip(self.inputs, values, strict=True)]
+        sent, received = self._process.stdin, self._process.stdout
+        assert sent is not None and received is not None
+        try:
+            for feed in feeds:
+                sent.write(feed.tobytes())
+            if not any(feed.size for feed in feeds):
+                sent.write(b"\n")  # what a model that reads nothing waits for
+            sent.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
+        results = []
+        for tensor in self.outputs:
+            data = received.read(tensor.bytes)
+            if len(data) != tensor.bytes:
+                raise self._ended()
+            results.append(np.frombuffer(data, numpy_dtype(tensor.dtype)).reshape(tensor.shape).copy())
+        return results[0] if len(results) == 1 else _named(self.outputs, results)
+
+    def close(self) -> None:
+        """End the program. May be called again."""
+        self._process.kill()
+        self._process.communicate()
+        self._work.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _program(self, target: Target) -> Path:
+        """The stream program, linked with the artifact's library and the C library."""
+        work, name = Path(self._work.name), self.manifest.identifier
+        tools = toolchain.find(target.triple, Cache().folder, compiler=target.compiler)
+        for file in (f"{name}.h", f"lib{name}.a"):
+            shutil.copy(self.folder / file, work / file)
+        (work / "stream.c").write_text(stream_program(self.manifest), encoding="utf-8")
+        tools.compile("stream.c", "stream.o", work)
+        tools.link_program(["stream.o", f"lib{name}.a"], "stream", work)
+        return work / "stream"
+
+    def _ended(self) -> Exception:
+        """Why the program is not there any more."""
+        code = self._process.wait()
+        if code > MODEL_ERROR:
+            return failure(self.folder, code - MODEL_ERROR)
+        return ToolchainError(
+            f"the emulated {self.manifest.target['id']}",
+            f"its program ended with {code}{' (killed by a signal)' if code < 0 else ''}.",
+            "Run `graphc verify` again; if it stays, report it as a bug in graphc.",
+        )
+
+
+def find_emulator(target: Target) -> tuple[str, ...]:
+    """The command that runs a program for `target`: $QEMU, or Debian's names of QEMU's user mode.
+
+    Raises ToolchainError that says what to install.
+    """
+    machine = MACHINES[target.triple.partition("-")[0]]
+    given = os.environ.get("QEMU")
+    names = [given] if given else [f"qemu-{machine}-static", f"qemu-{machine}"]
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if found is None:
+        raise ToolchainError(
+            f"target {target.id}",
+            f"there is no emulator to run it in ({', '.join(names)}).",
+            "Correct or unset $QEMU." if given else "Run `apt install qemu-user-static`.",
+        )
+    return (found, "-cpu", emulated_as(target))
+
+
+def _named(tensors: tuple[Tensor, ...], results: list[Array]) -> Mapping[str, Array]:
+    return {tensor.name: array for tensor, array in zip(tensors, results, strict=True)}
