@@ -89,13 +89,22 @@ def _moved(graph: Graph, node: Node) -> _Expression | None:
 def _lookup(graph: Graph, node: Node) -> _Expression | None:
     codebook, packed = _table(graph, node.inputs[0]), graph.constant(node.inputs[1])
     bits, shape = node.get_int("bits", 8), node.get_ints("shape")
-    if codebook is None or packed is None:
+    if codebook is None or packed is None or len(graph.types[node.inputs[0]].dims) > 1:
         return None
-    size = int(np.prod(shape))
-    stream = np.unpackbits(packed.reshape(-1).astype(np.uint8), bitorder="little", count=size * bits)
-    codes = np.packbits(stream.reshape(size, bits), axis=1, bitorder="little")
+    codes = unpacked(packed, bits, int(np.prod(shape)))
     table = np.pad(codebook, (0, (1 << bits) - codebook.size))
     return _Expression(codes.reshape(shape), bits, signed=False, table=table)
+
+
+def unpacked(packed: Array, bits: int, size: int) -> npt.NDArray[np.uint8]:
+    """The codes [size] of an LSB-first stream, chunk by chunk: apart, bits take eight times their room."""
+    stream, step = packed.reshape(-1).astype(np.uint8, copy=False), 1 << 20
+    codes = np.empty(size, np.uint8)
+    for at in range(0, size, step):
+        count = min(step, size - at)
+        fields = np.unpackbits(stream[at * bits // 8 :][: -(-count * bits // 8)], bitorder="little", count=count * bits)
+        codes[at : at + count] = np.packbits(fields.reshape(count, bits), axis=1, bitorder="little")[:, 0]
+    return codes
 
 
 def _table(graph: Graph, name: str) -> Floats | None:

@@ -173,8 +173,11 @@ def quantize(state: Lowering, node: Node) -> Sequence[Any]:
 
 @computes("graphc", "Lookup")
 def lookup(state: Lowering, node: Node) -> Sequence[Any]:
-    """y[i] = codebook[code i], codes being `bits`-bit fields of a byte stream."""
-    shape, bits = state.type(node.outputs[0]).dims, node.get_int("bits", 8)
+    """y[i] = codebook[g, code i / D, i % D] of a codebook [K] or [G, K(, D)]; codes are fields of a byte stream."""
+    kind, bits = state.type(node.outputs[0]), node.get_int("bits", 8)
+    shape, book = kind.dims, state.type(node.inputs[0]).dims
+    books, length = book[0] if len(book) > 1 else 1, book[2] if len(book) > 2 else 1
+    run = max(kind.size // (books * length), 1)
     packed = state.constant(node.inputs[1])
     if packed is None:
         raise UnsupportedError(node.label, "packed indices that are computed at run time.", "They must be constant.")
@@ -185,10 +188,13 @@ def lookup(state: Lowering, node: Node) -> Sequence[Any]:
 
     def define(codebook: te.Tensor, codes: te.Tensor) -> te.Tensor:
         def element(*i: Any) -> Any:
-            bit = _flat(i, shape) * bits
+            place = _flat(i, shape)
+            at = place // length
+            bit = at * bits
             word = codes[bit // 8].astype("int32")
             word = word | (codes[bit // 8 + 1].astype("int32") << const(8)) if crosses else word
-            return codebook[(word >> (bit % 8).astype("int32")) & const((1 << bits) - 1)]
+            code = (word >> (bit % 8).astype("int32")) & const((1 << bits) - 1)
+            return codebook[((at // run,) if len(book) > 1 else ()) + (code, place % length)[: max(len(book) - 1, 1)]]
 
         return te.compute(shape, element, name="lookup")
 

@@ -22,10 +22,10 @@ from graphc.ir.cost import cost
 from graphc.ir.text import fingerprint
 from graphc.memory import Memory
 from graphc.metrics import Metric
-from graphc.passes.protocol import LANES, Context, Observation, Pass, Skip, Slower, Statistics, check_order, never
+from graphc.passes.protocol import LANES, Context, Observation, Pass, Slower, Statistics, check_order, never
 from graphc.progress import Progress, Stage, silent, stage_of
 from graphc.quality import Model, Samples, qualities
-from graphc.report import Quality, Skipped, Step
+from graphc.report import Noted, Quality, Skipped, Step
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def run(
     """
     check_order(passes)
     graphs: list[Graph] = [model]
-    skips: list[Sequence[Skip]] = [()]
+    contexts: list[Context] = [Context()]
     for index, step in enumerate(passes[:stop_after], 1):
         name = f"step {index} ({step.kind})"
         statistics = observe(step, graphs[-1], data, memory, stage_of(progress, f"{name}: calibration"))
@@ -78,14 +78,14 @@ def run(
         context.progress("", 0.0)
         graphs.append(step.apply(graphs[-1], context))
         check(graphs[-1])
-        skips.append(context.skips)
+        contexts.append(context)
         context.progress("", 1.0)
     qualities = _judge(graphs, data, memory, progress)
-    steps = zip([None, *passes], graphs, skips, qualities, strict=False)
+    steps = zip([None, *passes], graphs, contexts, qualities, strict=False)
     return Compressed(graphs[-1], tuple(_step(index, *parts) for index, parts in enumerate(steps)))
 
 
-def _step(index: int, step: Pass | None, graph: Graph, skips: Sequence[Skip], quality: Quality | None) -> Step:
+def _step(index: int, step: Pass | None, graph: Graph, context: Context, quality: Quality | None) -> Step:
     price = cost(graph)
     return Step(
         index=index,
@@ -96,7 +96,8 @@ def _step(index: int, step: Pass | None, graph: Graph, skips: Sequence[Skip], qu
         parameters=price.parameters,
         macs=price.macs,
         quality=quality,
-        skips=tuple(Skipped(node=skip.node, operator=skip.operator, reason=skip.reason) for skip in skips),
+        skips=tuple(Skipped(node=skip.node, operator=skip.operator, reason=skip.reason) for skip in context.skips),
+        notes=tuple(Noted(node=n.node, operator=n.operator, figures=dict(n.figures)) for n in context.notes),
     )
 
 

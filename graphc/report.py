@@ -37,6 +37,14 @@ class Skipped(Record):
     reason: str
 
 
+class Noted(Record):
+    """What a pass did to a node: figures that the pass's own text explains."""
+
+    node: str
+    operator: str
+    figures: dict[str, float]
+
+
 class Step(Record):
     """The graph after one pass; step 0 is the model as it was loaded. `bytes` are those of its constants."""
 
@@ -49,6 +57,7 @@ class Step(Record):
     macs: int | None
     quality: Quality | None
     skips: tuple[Skipped, ...]
+    notes: tuple[Noted, ...] = ()
 
 
 class Latency(Record):

@@ -148,6 +148,15 @@ class Skip:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What a pass did to a node, in figures."""
+
+    node: str
+    operator: str
+    figures: Mapping[str, float]
+
+
 def _silent(_message: str, _fraction: float) -> None:
     """Progress nobody watches."""
 
@@ -175,14 +184,23 @@ class Context:
     statistics: Statistics = field(default_factory=dict)
     progress: Callable[[str, float], None] = _silent
     skips: list[Skip] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
     slower: Slower = never
     lanes: int = LANES
 
+    def note(self, node: Node, **figures: float) -> None:
+        """Record figures of what was done to `node`."""
+        self.notes.append(Note(_shown_name(node), node.op, figures))
+
     def skip(self, node: Node, reason: str) -> None:
         """Record that `node` is left as it is. The same remark twice counts once."""
-        remark = Skip(node.name or (node.results[0] if node.results else "?"), node.op, reason)
+        remark = Skip(_shown_name(node), node.op, reason)
         if remark not in self.skips:
             self.skips.append(remark)
+
+
+def _shown_name(node: Node) -> str:
+    return node.name or (node.results[0] if node.results else "?")
 
 
 class Rule(BaseModel):

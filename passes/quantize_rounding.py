@@ -105,27 +105,41 @@ class _Layer:
         return np.clip(np.rint(self.steps), self.low, self.high)
 
 
+def compensated(values: Doubles, gram: Doubles, nearest: Callable[[Doubles, int], Doubles]) -> Doubles:
+    """GPTQ's loop over weights [channels, depth] with one Gram matrix: what `nearest(column, index)` makes of each
+    column, after the errors of those before it were made up for. Unchanged where the Gram matrix is zero.
+    """
+    depth, diagonal = values.shape[1], np.arange(values.shape[1])
+    mean = gram[diagonal, diagonal].mean()
+    if mean == 0:
+        return values
+    damped = gram.copy()
+    damped[diagonal, diagonal] += DAMPING * mean
+    order = np.argsort(-damped[diagonal, diagonal], kind="stable")
+    factor = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(order, order)])).T
+    left, found = values[:, order].copy(), np.empty_like(values)
+    for column in range(depth):
+        rounded = nearest(left[:, column], int(order[column]))
+        found[:, order[column]] = rounded
+        error = (left[:, column] - rounded) / factor[column, column]
+        left[:, column + 1 :] -= np.outer(error, factor[column, column + 1 :])
+    return found
+
+
 def gptq(layer: _Layer) -> Doubles:
     """Integers [groups, channels, depth], column by column."""
-    groups, _, depth = layer.steps.shape
     found = layer.nearest()
-    diagonal = np.arange(depth)
-    for group in range(groups):
-        gram = layer.gram[group].copy()
-        mean = gram[diagonal, diagonal].mean()
-        if mean == 0:
-            continue
-        gram[diagonal, diagonal] += DAMPING * mean
-        order = np.argsort(-gram[diagonal, diagonal], kind="stable")
-        factor = np.linalg.cholesky(np.linalg.inv(gram[np.ix_(order, order)])).T
-        scale = layer.scale[group][:, order]
-        values = layer.steps[group][:, order] * scale  # the zero points' part is the same on both sides
-        for column in range(depth):
-            steps = values[:, column] / scale[:, column]
-            points = np.clip(np.rint(steps), layer.low, layer.high)
-            found[group][:, order[column]] = points
-            error = (steps - points) * scale[:, column] / factor[column, column]
-            values[:, column + 1 :] -= np.outer(error, factor[column, column + 1 :])
+    for group, (steps, scale) in enumerate(zip(layer.steps, layer.scale, strict=True)):
+        points = found[group]
+
+        def nearest(
+            column: Doubles, index: int, scale: Doubles = scale, points: Doubles = points
+        ) -> Doubles:  # the zero points' part is the same on both sides
+            points[:, index] = np.clip(np.rint(column / scale[:, index]), layer.low, layer.high)
+            rounded: Doubles = points[:, index] * scale[:, index]
+            return rounded
+
+        compensated(steps * scale, layer.gram[group], nearest)
     return found if layer.error(found) < layer.error(layer.nearest()) else layer.nearest()
 
 

@@ -37,6 +37,19 @@ def test_lookup(bits: int, dtype: type[np.generic]) -> None:
     np.testing.assert_array_equal(run(node, {"c": codebook, "p": stream(codes, bits)}), codebook[codes])
 
 
+@pytest.mark.parametrize("bits", [1, 3, 4, 8])
+@pytest.mark.parametrize("length", [1, 4])
+def test_lookup_with_a_codebook_for_every_run(bits: int, length: int) -> None:
+    rng = np.random.default_rng(bits)
+    codes = rng.integers(0, 1 << bits, (6, 10))
+    codebook = rng.normal(size=(3, 1 << bits, length)).astype(np.float32)
+    expected = codebook[np.arange(6)[:, None] // 2, codes].reshape(6, 10 * length)
+    node = Node("Lookup", ("c", "p"), ("y",), {"bits": bits, "shape": (6, 10 * length)}, "n", "graphc")
+    np.testing.assert_array_equal(run(node, {"c": codebook, "p": stream(codes, bits)}), expected)
+    if length == 1:
+        np.testing.assert_array_equal(run(node, {"c": codebook[..., 0], "p": stream(codes, bits)}), expected)
+
+
 @pytest.mark.parametrize("kept", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8])
 def test_sparse_to_dense(kept: float, dtype: type[np.generic]) -> None:

@@ -1,0 +1,64 @@
+"""Compacted weights end to end: the exported model in plain onnxruntime and the artifact say the same."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+import graphc
+from graphc.ir.graph import Graph
+from tests.passes.quantized import feeds_of, model, normal
+
+BODY = """a = Conv <pads = [1,1,1,1]> (x, w, b)
+r = Relu (a)
+d = Conv <pads = [1,1,1,1], group = 32> (r, s)
+p = GlobalAveragePool (d)
+f = Flatten (p)
+h = MatMul (f, v)
+y = Gemm <transB = 1> (h, u)"""
+
+
+def network() -> Graph:
+    """A small network with every kind of layer, a part of its weights zero."""
+    w = normal(32, 16, 3, 3)
+    w[np.abs(w) < 1] = 0
+    constants = {"w": w, "b": normal(32), "s": normal(32, 1, 3, 3), "v": normal(32, 128), "u": normal(24, 128)}
+    return model("(float[1,16,9,9] x) => (float[1,24] y)", BODY, **constants)
+
+
+def shares(options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The pass with options of its own for the reader of each constant."""
+    graph = network()
+    rules = [{"name": graph.users[name][0].name, **rule} for name, rule in options.items()]
+    return {"kind": "share_weights", "bits": 4, "weighting": "none", "where": rules}
+
+
+CASES: Mapping[str, dict[str, Any]] = {
+    "tensors": shares({"s": {"bits": 3}, "v": {"zeros": "codebook"}, "u": {"bits": 5, "codebook": "int8"}}),
+    "groups": shares({"w": {"group": 8}, "s": {"group": 32}, "v": {"vector": 4}, "u": {"vector": 2, "group": 8}}),
+}
+
+
+def in_onnxruntime(path: Path, feeds: Mapping[str, Any]) -> Any:
+    proto = onnx.load(path)
+    assert proto.functions
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    (found,) = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"]).run(None, dict(feeds))
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_exported_model_and_the_artifact_agree(case: str, tmp_path: Path) -> None:
+    graph = network()
+    spec = {"name": "compact", "passes": [{"kind": "fold"}, CASES[case]], "targets": [{"cpu": "native"}]}
+    build = graphc.compile(graph, spec, out=tmp_path)
+    assert build.report.steps[-1].bytes < build.report.steps[0].bytes * 0.4
+    with build.open() as runner:
+        for feeds in feeds_of(graph):
+            expected = in_onnxruntime(build.model, feeds)
+            np.testing.assert_allclose(runner(feeds["x"]), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
