@@ -40,7 +40,7 @@ def build_target(
     Raises UnsupportedError for a node that has no kernel, ToolchainError where the C compiler is missing or fails,
     InternalError where TVM fails; each names its node.
     """
-    tools = toolchain.find(target.triple, cache.folder, compiler=target.compiler)
+    tools = toolchain.find_for(target, cache.folder)
     made_from = (graph.name, fingerprint(graph), target.description(), tools.name, tools.version, tools.compiler)
     name = key("artifact", *made_from)
     kept = cache.get(name)
@@ -111,10 +111,12 @@ def build_program(
 ) -> Manifest:
     """`build_uncached` for a program that is lowered already."""
     from graphc.backends.emit import emit  # here, because a build that is cached whole needs none of it
+    from graphc.backends.fit import check_memory
     from graphc.backends.kernels import compile_kernels
     from graphc.backends.plan import plan
 
-    memory = plan(program)
+    memory = plan(program) if target.hosted else plan(program, alignment=_alignment(target), io_in_arena=True)
+    check_memory(program, memory, target)
     code = compile_kernels(program, target, cache, server, _watching(progress, "compile kernels"))
     progress("link", 0.0)
     manifest = emit(
@@ -122,6 +124,11 @@ def build_program(
     )
     progress("link", 1.0)
     return manifest
+
+
+def _alignment(target: Target) -> int:
+    """Of buffers where memory is scarce: a vector, and what the runtime's state holds."""
+    return max(8, target.vector_bits // 8)
 
 
 def _require_indexable(graph: Graph) -> None:

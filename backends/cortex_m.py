@@ -105,4 +105,4 @@ def on_board(target: Target, board: Board) -> Target:
     return replace(core_target(core, board.fpu), id=board.id, board=board)
 
 
-FAMILY = Family("cortex_m", {core.id: partial(core_target, core) for core in CORES}, on_board, builds=False)
+FAMILY = Family("cortex_m", {core.id: partial(core_target, core) for core in CORES}, on_board)

@@ -1,15 +1,20 @@
-"""The little of the ELF format that graphc needs: which symbols an object lacks, and objects without debug sections.
+"""The little of the ELF format that graphc needs: an object's symbols, sections and relocations.
 
 Source: System V Application Binary Interface, chapter 4 (sections, symbol table), little-endian, 32 and 64 bits.
 """
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from graphc.errors import InternalError
 
 _SYMBOL_TABLE, _RELOCATIONS, _NO_BITS = 2, (4, 9), 8  # section types: SHT_SYMTAB, SHT_RELA and SHT_REL, SHT_NOBITS
 _UNDEFINED, _ABSOLUTE, _RESERVED = 0, 0xFFF1, 0xFF00  # section indices of symbols
+_ALLOCATED = 2  # section flag SHF_ALLOC: the section is part of the program
+
+FUNCTION, SECTION = 2, 3
+"""Symbol types STT_FUNC and STT_SECTION."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +28,38 @@ class _Layout:
     symbol_bytes: int
     symbol_section_at: int
     symbol_info_at: int
+    value: struct.Struct
+    """A symbol's value and size."""
+    value_at: int
+    symbol_shift: int
+    """Of a relocation's symbol in its second word."""
 
 
 _LAYOUTS = {
-    1: _Layout(32, "<I", 46, struct.Struct("<10I"), 16, 14, 12),
-    2: _Layout(40, "<Q", 58, struct.Struct("<IIQQQQIIQQ"), 24, 6, 4),
+    1: _Layout(32, "<I", 46, struct.Struct("<10I"), 16, 14, 12, struct.Struct("<II"), 4, 8),
+    2: _Layout(40, "<Q", 58, struct.Struct("<IIQQQQIIQQ"), 24, 6, 4, struct.Struct("<QQ"), 8, 32),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """One symbol: `section` is where it is defined, 0 where it is not, `value` its offset there."""
+
+    name: str
+    type: int
+    section: int
+    value: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Relocation:
+    """Somewhere at `offset` in `section` the address of `symbol` is needed, in the form `type` of the processor."""
+
+    section: int
+    offset: int
+    type: int
+    symbol: Symbol
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +87,43 @@ class _Section:
 def undefined_symbols(data: bytes) -> frozenset[str]:
     """Names that an object file uses and does not define. Raises InternalError for anything but a little-endian ELF."""
     layout, sections, _ = _parsed(data)
-    found = set()
+    found = (symbol for table in sections for symbol in _symbols(data, layout, sections, table))
+    return frozenset(symbol.name for symbol in found if symbol.section == _UNDEFINED and symbol.name)
+
+
+def defined_symbols(data: bytes) -> list[Symbol]:
+    """The symbols that an object defines in a section of its own, local ones too."""
+    layout, sections, _ = _parsed(data)
+    found = (symbol for table in sections for symbol in _symbols(data, layout, sections, table))
+    return [symbol for symbol in found if 0 < symbol.section < len(sections)]
+
+
+def section_content(data: bytes, index: int) -> bytes:
+    """The bytes of one section."""
+    return _parsed(data)[1][index].content(data)
+
+
+def relocations(data: bytes) -> Iterator[Relocation]:
+    """Every place of an object's sections that waits for an address; those of debug sections are left out."""
+    layout, sections, names_index = _parsed(data)
+    names = sections[names_index].content(data)
+    word = struct.Struct(f"<2{layout.word[1]}")
     for table in sections:
-        if table.type == _SYMBOL_TABLE:
-            names = sections[table.link].content(data)
-            symbols = table.content(data)
-            for at in range(layout.symbol_bytes, len(symbols), layout.symbol_bytes):  # the first is no symbol
-                (name,) = struct.unpack_from("<I", symbols, at)
-                (section,) = struct.unpack_from("<H", symbols, at + layout.symbol_section_at)
-                if section == _UNDEFINED and name:
-                    found.add(_text(names, name))
-    return frozenset(found)
+        if table.type not in _RELOCATIONS or _is_debug(_text(names, table.name)):
+            continue
+        symbols = list(_symbols(data, layout, sections, sections[table.link], first=0))
+        content = table.content(data)
+        for at in range(0, len(content), table.entry_bytes):
+            offset, info = word.unpack_from(content, at)
+            kind = info & ((1 << layout.symbol_shift) - 1)
+            yield Relocation(table.info, offset, kind, symbols[info >> layout.symbol_shift])
+
+
+def loaded_bytes(data: bytes) -> int:
+    """Bytes of an object that become part of a program's read-only or initialised memory: code, tables, constants."""
+    _, sections, _ = _parsed(data)
+    kept = (each for each in sections if each.flags & _ALLOCATED and each.type != _NO_BITS)
+    return sum(-(-each.size // max(each.alignment, 1)) * max(each.alignment, 1) for each in kept)
 
 
 def without_debug(data: bytes) -> bytes:
@@ -90,6 +147,20 @@ def without_debug(data: bytes) -> bytes:
     struct.pack_into(layout.word, body, layout.sections_at, len(body))
     struct.pack_into("<HHH", body, layout.counts_at, layout.section.size, len(kept), index[names_index])
     return bytes(body) + b"".join(layout.section.pack(*each.fields()) for each in headers)
+
+
+def _symbols(
+    data: bytes, layout: _Layout, sections: list[_Section], table: _Section, first: int = 1
+) -> Iterator[Symbol]:
+    """The symbols of a table; the one before the `first` is no symbol. None where it is another kind of section."""
+    if table.type != _SYMBOL_TABLE:
+        return
+    names, content = sections[table.link].content(data), table.content(data)
+    for at in range(first * layout.symbol_bytes, len(content), layout.symbol_bytes):
+        (name,) = struct.unpack_from("<I", content, at)
+        (section,) = struct.unpack_from("<H", content, at + layout.symbol_section_at)
+        value, size = layout.value.unpack_from(content, at + layout.value_at)
+        yield Symbol(_text(names, name), content[at + layout.symbol_info_at] & 15, section, value, size)
 
 
 def _renumbered(symbols: bytes, index: dict[int, int], layout: _Layout) -> bytes:

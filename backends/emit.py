@@ -15,19 +15,23 @@ from types import MappingProxyType
 from typing import Protocol
 
 from graphc import artifact
-from graphc.artifact import Manifest, Quantization, Step, Work
-from graphc.backends import emit_c, emit_weights
+from graphc.artifact import Footprint, Manifest, Quantization, Step, Work
+from graphc.backends import emit_c, emit_weights, fit, freestanding
+from graphc.backends.elf import loaded_bytes
 from graphc.backends.emit_c import Unit
 from graphc.backends.emit_weights import Weights
 from graphc.backends.plan import MemoryPlan
 from graphc.backends.program import Program
+from graphc.backends.stack import stack_bound
 from graphc.backends.targets import Target
-from graphc.backends.toolchain import COMPILE, Toolchain
+from graphc.backends.toolchain import COMPILE, FREESTANDING, Toolchain
 from graphc.errors import InternalError, UnsupportedError
 from graphc.version import VERSION
 
 MAX_WEIGHTS = (1 << 31) - (1 << 26)
 """Bytes that the small code model reaches, less room for code."""
+
+FUNCTIONS = ("close", "init", "profile", "run")
 
 NONE: Mapping[str, Quantization] = MappingProxyType({})
 
@@ -55,8 +59,8 @@ def emit(
 
     `objects` holds an object file for each kernel that a call names; `quantization` is that of inputs and outputs.
     With a `cache` an unchanged C file is not compiled again.
-    Raises ToolchainError when the C compiler fails, UnsupportedError for weights past 2 GiB, InternalError when
-    program, plan and objects do not fit together.
+    Raises ToolchainError when the C compiler fails, UnsupportedError for weights past 2 GiB, BudgetError where a
+    board's memory is too small, InternalError when program, plan and objects do not fit together.
     """
     if missing := sorted({call.kernel for call in plan.calls} - objects.keys()):
         raise InternalError(f"program '{program.name}'", f"kernels without an object: {', '.join(missing)}.")
@@ -73,9 +77,9 @@ def emit(
         work, result = Path(temporary) / "work", Path(temporary) / "result"
         work.mkdir()
         result.mkdir()
-        _build(unit, objects, toolchain, work, cache)
+        footprint = _build(unit, objects, toolchain, work, cache)
         library = _library(unit)
-        described = manifest(unit, toolchain, (work / library).stat().st_size if library else 0)
+        described = manifest(unit, toolchain, (work / library).stat().st_size if library else 0, footprint)
         for name in (library, described.files.archive, described.files.header, described.files.source):
             if name is not None:
                 shutil.move(work / name, result / name)
@@ -85,7 +89,7 @@ def emit(
     return described
 
 
-def manifest(unit: Unit, toolchain: Toolchain, library_bytes: int) -> Manifest:
+def manifest(unit: Unit, toolchain: Toolchain, library_bytes: int, footprint: Footprint | None) -> Manifest:
     """What `manifest.json` says."""
     plan, prefix = unit.plan, unit.prefix
     steps = [Step(call.nodes, call.kernel, call.tasks, call.work) for call in plan.calls]
@@ -105,6 +109,7 @@ def manifest(unit: Unit, toolchain: Toolchain, library_bytes: int) -> Manifest:
         outputs=unit.outputs,
         arena=artifact.Arena(unit.arena_bytes, unit.alignment, unit.state_bytes, plan.lower_bound, peak),
         weights=artifact.Weights(weights.bytes, weights.sha256, weights.crc32),
+        footprint=footprint,
         max_threads=unit.max_threads,
         steps=tuple(steps),
     )
@@ -121,32 +126,56 @@ def _library(unit: Unit) -> str | None:
     return f"lib{unit.prefix}{unit.target.library_ending}" if unit.target.library_ending else None
 
 
-def _build(unit: Unit, objects: Mapping[str, bytes], toolchain: Toolchain, work: Path, cache: Cache | None) -> None:
-    """Compile, link and archive in `work`."""
+def _build(
+    unit: Unit, objects: Mapping[str, bytes], toolchain: Toolchain, work: Path, cache: Cache | None
+) -> Footprint | None:
+    """Compile, link and archive in `work`. The footprint where there is no operating system."""
     prefix = unit.prefix
     (work / f"{prefix}.h").write_text(emit_c.header(unit), encoding="utf-8")
     (work / f"{prefix}.c").write_text(emit_c.source(unit), encoding="utf-8")
     names = [f"{prefix}.o"]
     _compile(unit, toolchain, work, cache)
+    for symbol in sorted({call.kernel for call in unit.plan.calls}):
+        (work / f"{symbol}.kernel.o").write_bytes(objects[symbol])
+        names.append(f"{symbol}.kernel.o")
+    footprint = None
+    if not unit.target.hosted:
+        names += _own_functions(unit, objects, toolchain, work)
+        footprint = _footprint(unit, [(work / name).read_bytes() for name in names])
+        fit.check_code(unit, footprint)
+        (work / f"{prefix}.h").write_text(emit_c.header(unit, footprint), encoding="utf-8")
     if unit.weights.bytes:
         emit_weights.write(unit.weights, work / "weights.bin")
         (work / "weights.s").write_text(emit_c.assembly(unit), encoding="utf-8")
         toolchain.compile("weights.s", f"{prefix}_weights.o", work, flags=())
         names.append(f"{prefix}_weights.o")
-    for symbol in sorted({call.kernel for call in unit.plan.calls}):
-        (work / f"{symbol}.kernel.o").write_bytes(objects[symbol])
-        names.append(f"{symbol}.kernel.o")
     toolchain.archive(names, f"lib{prefix}.a", work)
     library = _library(unit)
     if library is not None:
-        exports = [f"{prefix}_{name}" for name in ("close", "init", "profile", "run")]
-        toolchain.link(names, library, exports, work)
+        toolchain.link(names, library, [f"{prefix}_{name}" for name in FUNCTIONS], work)
+    return footprint
+
+
+def _own_functions(unit: Unit, objects: Mapping[str, bytes], toolchain: Toolchain, work: Path) -> list[str]:
+    """The object with what kernels call of a C library, where they do."""
+    needed = freestanding.needed(unit.plan.calls, objects)
+    if not needed:
+        return []
+    (work / "freestanding.c").write_text(emit_c.template(freestanding.SOURCE), encoding="utf-8")
+    output = f"{unit.prefix}_freestanding.o"
+    toolchain.compile("freestanding.c", output, work, (*FREESTANDING, *(f"-DNEED_{name}" for name in needed)))
+    return [output]
+
+
+def _footprint(unit: Unit, objects: list[bytes]) -> Footprint:
+    roots = [f"{unit.prefix}_{name}" for name in FUNCTIONS]
+    return Footprint(sum(map(loaded_bytes, objects)), stack_bound(objects, roots))
 
 
 def _compile(unit: Unit, toolchain: Toolchain, work: Path, cache: Cache | None) -> None:
     """<name>.c -> <name>.o, or the same from the cache."""
     source, output = work / f"{unit.prefix}.c", work / f"{unit.prefix}.o"
-    flags = [flag for flag in COMPILE if unit.target.hosted or flag != "-fPIC"]
+    flags = COMPILE if unit.target.hosted else FREESTANDING
     parts = [toolchain.name, toolchain.version, *toolchain.compiler[1:], *flags]
     text = source.read_text(encoding="utf-8") + source.with_suffix(".h").read_text(encoding="utf-8")
     key = hashlib.sha256("\0".join([*parts, text]).encode()).hexdigest()

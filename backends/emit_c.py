@@ -13,7 +13,7 @@ from math import prod
 
 import numpy as np
 
-from graphc.artifact import Quantization, Tensor
+from graphc.artifact import Footprint, Quantization, Tensor
 from graphc.backends.emit_cpu_arm import capabilities
 from graphc.backends.emit_cpu_x86 import cpu_check
 from graphc.backends.emit_names import comment, model_identifier, tensor_identifiers
@@ -27,6 +27,11 @@ from graphc.version import VERSION
 MAX_THREADS = 64
 STATE_BYTES = {True: 960, False: 24}
 """Room for the runtime's state but its pointers to tensors, with threads and without; the C checks that it suffices."""
+
+MEMORY_FUNCTIONS = """\
+void *memcpy(void *to, const void *from, size_t count);
+void *memset(void *to, int value, size_t count);"""
+"""All that the C calls where there is no C library to include."""
 
 C_TYPES = {
     "bool": "uint8_t",
@@ -106,8 +111,11 @@ class Unit:
         return (*read, *(f"{c_type(tensor.dtype)} *{tensor.identifier}" for tensor in self.outputs))
 
 
-def header(unit: Unit) -> str:
-    """`<name>.h`: sizes, shapes and quantization as constants, errors, and the four functions."""
+def header(unit: Unit, footprint: Footprint | None = None) -> str:
+    """`<name>.h`: sizes, shapes and quantization as constants, errors, and the four functions.
+
+    With a `footprint` also what else the code takes, checked against the board's memory wherever it is included.
+    """
     blocks = [_tensor_constants(unit, tensor, "input") for tensor in unit.inputs]
     blocks += [_tensor_constants(unit, tensor, "output") for tensor in unit.outputs]
     inside = any(tensor.offset is not None for tensor in (*unit.inputs, *unit.outputs))
@@ -119,6 +127,7 @@ def header(unit: Unit) -> str:
         arena_alignment=str(unit.alignment),
         weights_bytes=str(unit.weights.bytes),
         max_threads=str(unit.max_threads),
+        footprint=_footprint(unit, footprint) if footprint else "",
         tensors="\n\n".join(blocks),
         io_note=", except at the offsets above" if inside else "",
     )
@@ -137,6 +146,7 @@ def source(unit: Unit) -> str:
         template("artifact.c.in"),
         **_common(unit),
         system=_system(unit),
+        memory="#include <string.h>" if unit.target.hosted else MEMORY_FUNCTIONS,
         state_bytes=str(unit.state_bytes),
         parallel_tasks=str(max(tasks)),
         weights=_weights(unit) if has_weights else "",
@@ -203,6 +213,23 @@ def _tensor_constants(unit: Unit, tensor: Tensor, side: str) -> str:
     if tensor.offset is not None:
         lines.append(f"{start}_OFFSET {tensor.offset} /* bytes into the arena: it may lie there, or elsewhere */")
     return "\n".join(lines)
+
+
+def _footprint(unit: Unit, footprint: Footprint) -> str:
+    """Stack and flash as constants, and the proof that they fit, for compilers to repeat."""
+    upper, board = unit.prefix.upper(), unit.target.board
+    lines = [
+        f"#define {upper}_STACK_BYTES {footprint.stack} /* the most that a call takes; interrupts come on top of it */",
+        f"#define {upper}_CODE_BYTES {footprint.code} /* of flash, beside the weights */",
+    ]
+    checks = []
+    if board is not None:
+        checks.append(("arena_fits", f"{upper}_ARENA_BYTES <= {board.ram[0].bytes}"))
+        checks.append(("ram_suffices", f"{upper}_ARENA_BYTES + {upper}_STACK_BYTES <= {board.ram_bytes}"))
+    if board is not None and board.flash is not None:
+        checks.append(("flash_suffices", f"{upper}_CODE_BYTES + {upper}_WEIGHTS_BYTES <= {board.flash.bytes}"))
+    lines += [f"typedef char {unit.prefix}_{name}[({condition}) ? 1 : -1];" for name, condition in checks]
+    return "".join(f"{line}\n" for line in lines)
 
 
 PROCESSOR_HEADERS = {"x86": "cpuid.h", "arm": "sys/auxv.h"}

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
+from graphc.backends.targets import Target
 from graphc.errors import ToolchainError
 
 TIMEOUT = 600
@@ -34,6 +35,20 @@ COMPILE = (
     "-Wextra",
     "-Wconversion",
 )
+FREESTANDING = (
+    "-std=c99",
+    "-Os",
+    "-g0",
+    "-ffreestanding",
+    "-ffunction-sections",
+    "-fdata-sections",
+    "-fno-unwind-tables",
+    "-fno-asynchronous-unwind-tables",
+    "-Wall",
+    "-Wextra",
+    "-Wconversion",
+)
+"""Where there is no operating system."""
 LINK = (
     "-shared",
     "-O2",
@@ -71,6 +86,12 @@ class Toolchain:
         """Objects and static libraries -> a program that needs no files of the system it was linked for."""
         self._run([*self.compiler, "-static", "-O2", "-o", output, *objects, "-lpthread", "-lm"], folder)
 
+    def link_device(self, objects: Sequence[str], script: str, output: str, folder: Path) -> None:
+        """Objects and static libraries -> a program for a board without an operating system."""
+        library = [] if self.name == "zig" else ["-lgcc"]
+        layout = ["-nostdlib", "-Wl,--gc-sections", "-Wl,--build-id=none", f"-Wl,-T,{script}"]
+        self._run([*self.compiler, *layout, "-o", output, *objects, *library], folder)
+
     def archive(self, objects: Sequence[str], output: str, folder: Path) -> None:
         """Objects -> static library, without times and owners."""
         (folder / output).unlink(missing_ok=True)
@@ -87,6 +108,15 @@ class Toolchain:
             )
 
 
+def find_for(target: Target, cache: Path) -> Toolchain:
+    """The toolchain for `target`, `find`'s or, without an operating system, `find_bare`'s. Raises ToolchainError."""
+    if target.hosted:
+        return find(target.triple, cache, compiler=target.compiler)
+    from graphc.backends.toolchain_bare import find_bare  # it is made of what is here
+
+    return find_bare(target, cache)
+
+
 def find(triple: str, cache: Path, *, compiler: str = "", environment: Mapping[str, str] | None = None) -> Toolchain:
     """The toolchain for `triple`: the spec's `compiler`, the environment's, the system's, then zig from pip.
 
@@ -101,14 +131,14 @@ def find(triple: str, cache: Path, *, compiler: str = "", environment: Mapping[s
     suffix = "" if own else f"_{cross.replace('-', '_')}"
     archivers = _archivers(prefix, environment.get(f"AR{suffix}"))
     if compiler:
-        return _system(shlex.split(compiler), archivers, path, "the spec's `compiler`")
+        return system_toolchain(shlex.split(compiler), archivers, path, "the spec's `compiler`")
     if given := environment.get(f"CC{suffix}"):
-        return _system(shlex.split(given), archivers, path, f"$CC{suffix}")
+        return system_toolchain(shlex.split(given), archivers, path, f"$CC{suffix}")
     for name in ("cc", "gcc", "clang") if own else (f"{cross}-gcc",):
         if shutil.which(name, path=path):
-            return _system([name], archivers, path)
+            return system_toolchain([name], archivers, path)
     if zig := find_zig():
-        return _zig(zig, triple, cache)
+        return zig_toolchain(zig, triple, cache)
     system = "gcc" if own else f"gcc-{cross}"
     raise ToolchainError(
         f"target {triple}",
@@ -144,7 +174,9 @@ def _archivers(prefix: str, given: str | None) -> list[list[str]]:
     return [*chosen, *([f"{prefix}{name}"] for name in ("ar", "gcc-ar")), ["llvm-ar"]]
 
 
-def _system(compiler: Sequence[str], archivers: Sequence[Sequence[str]], path: str, chosen: str = "") -> Toolchain:
+def system_toolchain(
+    compiler: Sequence[str], archivers: Sequence[Sequence[str]], path: str, chosen: str = ""
+) -> Toolchain:
     """A compiler of the system's; `chosen` says who named it, where the user did."""
     program = shutil.which(compiler[0], path=path) if compiler else None
     if program is None:
@@ -167,7 +199,7 @@ def _system(compiler: Sequence[str], archivers: Sequence[Sequence[str]], path: s
     return Toolchain(name, version[-1], command, archiver, {"PATH": path})
 
 
-def _zig(zig: Path, triple: str, cache: Path) -> Toolchain:
+def zig_toolchain(zig: Path, triple: str, cache: Path) -> Toolchain:
     """zig with an explicit target: the same bytes on every machine, whatever C library it has."""
     folder = str(cache / "zig") if _is_writable(cache / "zig") else "zig-cache"  # in the folder it works in, at worst
     environment = {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}

@@ -74,6 +74,15 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Footprint:
+    """What code without an operating system takes beside arena and weights: bytes of code and tables in flash, and
+    a bound for the stack of one call (see `graphc.backends.stack`)."""
+
+    code: int
+    stack: int
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One entry of the list that a run goes through: a kernel on `tasks` tasks; the kernel is "" for a plain copy."""
 
@@ -108,7 +117,7 @@ class Files:
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """One compiled model. `identifier` is the prefix of its C functions; `target` describes what it runs on; `build`
-    (16 hexadecimal digits) differs where the code or the weights do."""
+    (16 hexadecimal digits) differs where the code or the weights do. `footprint` is None under an operating system."""
 
     format: int
     build: str
@@ -122,8 +131,14 @@ class Manifest:
     outputs: tuple[Tensor, ...]
     arena: Arena
     weights: Weights
+    footprint: Footprint | None
     max_threads: int
     steps: tuple[Step, ...]
+
+    @property
+    def ram(self) -> int:
+        """Bytes of the arena, and of the stack where it is known."""
+        return self.arena.bytes + (self.footprint.stack if self.footprint else 0)
 
     def to_json(self) -> str:
         """Sorted keys, no time, no path: equal for equal builds."""

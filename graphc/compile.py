@@ -81,9 +81,7 @@ def build_job(
     """The road from a checked job to a build. The budget is in its report, and nothing is raised for it."""
     memory = FolderMemory(Cache(cache))
     for target in job.targets:
-        toolchain.find(
-            target.triple, memory.cache.folder, compiler=target.compiler
-        )  # a missing compiler is an error now, not after the passes
+        toolchain.find_for(target, memory.cache.folder)  # a missing compiler is an error now, not after the passes
     names = (MODEL, REPORT, *(target.id for target in job.targets))
     with Staging(out / job.name, names) as staging, Server(scratch=memory.cache.scratch()) as server:
         done = pipeline.run(

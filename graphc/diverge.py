@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from graphc.backends.build import build_integerized
 from graphc.backends.cache import Cache
 from graphc.backends.targets import from_description
-from graphc.backends.toolchain import find
+from graphc.backends.toolchain import find_for
 from graphc.backends.worker import Server
 from graphc.ir import Graph
 from graphc.progress import Progress, silent
@@ -79,7 +79,7 @@ class _Search:
         graph = replace(self.subject.graph, outputs=tuple(kept))
         folder = self.folder / str(self.builds)
         target = from_description(self.subject.manifest.target)
-        tools = find(target.triple, self.cache.folder, compiler=target.compiler)
+        tools = find_for(target, self.cache.folder)
         build_integerized(graph, target, folder, self.server, self.cache, tools, progress=self.progress)
         return compare(self.subject, folder, graph)
 

@@ -22,6 +22,7 @@ from graphc.backends.arm import emulated_as
 from graphc.backends.cache import Cache
 from graphc.backends.emit_stream import stream_program
 from graphc.backends.targets import Target, from_description
+from graphc.emulated_board import EmulatedBoard
 from graphc.errors import ToolchainError, UnsupportedError
 from graphc.runner import Array, Runner, bound, checked, failure, numpy_dtype
 
@@ -37,12 +38,14 @@ def emulates(target: Target) -> bool:
     return target.hosted and target.triple.partition("-")[0] in MACHINES and not toolchain.is_host(target.triple)
 
 
-def open_anywhere(path: str | Path, threads: int = 1) -> "Runner | Emulated":
+def open_anywhere(path: str | Path, threads: int = 1) -> "Runner | Emulated | EmulatedBoard":
     """The artifact as a callable: loaded here where this machine can run it, else emulated.
 
-    Raises as `Runner` and `Emulated` do.
+    Raises as `Runner`, `Emulated` and `EmulatedBoard` do.
     """
     target = from_description(artifact.read(path).target)
+    if not target.hosted:
+        return EmulatedBoard(path)
     return Emulated(path, threads) if emulates(target) else Runner(path, threads)
 
 
@@ -115,7 +118,7 @@ class Emulated:
     def _program(self, target: Target) -> Path:
         """The stream program, linked with the artifact's library and the C library."""
         work, name = Path(self._work.name), self.manifest.identifier
-        tools = toolchain.find(target.triple, Cache().folder, compiler=target.compiler)
+        tools = toolchain.find_for(target, Cache().folder)
         for file in (f"{name}.h", f"lib{name}.a"):
             shutil.copy(self.folder / file, work / file)
         (work / "stream.c").write_text(stream_program(self.manifest), encoding="utf-8")

@@ -180,17 +180,23 @@ def latency_of(engine: str, threads: int, seconds: Sequence[float]) -> Latency:
 
 
 def _target_report(manifest: Manifest, folder: Path, quality: Quality | None, latency: Latency | None) -> TargetReport:
-    name = manifest.files.library or manifest.files.archive
     return TargetReport(
         id=folder.name,
-        flash=(folder / name).stat().st_size,
-        ram=manifest.arena.bytes,
+        flash=_flash(manifest, folder),
+        ram=manifest.ram,
         ram_lower_bound=manifest.arena.lower_bound,
         kernels=len({step.kernel for step in manifest.steps if step.kernel}),
         calls=len(manifest.steps),
         quality=quality,
         latency=latency,
     )
+
+
+def _flash(manifest: Manifest, folder: Path) -> int:
+    """Bytes of code and weights: counted where there is no operating system, else those of the library's file."""
+    if manifest.footprint is not None:
+        return manifest.weights.bytes + manifest.footprint.code
+    return (folder / (manifest.files.library or manifest.files.archive)).stat().st_size
 
 
 def _absolute(spec: dict[str, Any]) -> dict[str, Any]:

@@ -73,7 +73,8 @@ class Latency(Record):
 
 
 class TargetReport(Record):
-    """`flash`: bytes of code and weights. `ram`: bytes of the arena. `quality`: of the artifact, where it runs."""
+    """`flash`: bytes of code and weights. `ram`: bytes of the arena, and of the stack without an operating
+    system. `quality`: of the artifact, where it runs."""
 
     id: str
     flash: int

@@ -14,8 +14,9 @@ from graphc.backends.cache import default_folder
 from graphc.backends.emit import NONE, emit
 from graphc.backends.plan import plan
 from graphc.backends.program import Buffer, Call, Kernel, Program
-from graphc.backends.targets import Target
-from graphc.backends.toolchain import Toolchain, find
+from graphc.backends.targets import Target, resolve
+from graphc.backends.toolchain import FREESTANDING, Toolchain, find
+from graphc.backends.toolchain_bare import find_bare
 from graphc.backends.x86 import LEVELS, level_target
 from graphc.errors import ToolchainError
 
@@ -62,14 +63,26 @@ def toolchain() -> Toolchain:
 
 
 @cache
-def kernels() -> Mapping[str, bytes]:
-    """Every kernel above as an object file of its own."""
+def bare_toolchain(cpu: str) -> Toolchain:
+    """A compiler for a processor without an operating system; the test skips where there is none."""
+    try:
+        return find_bare(resolve({"cpu": cpu}), default_folder())
+    except ToolchainError as error:
+        pytest.skip(str(error))
+
+
+@cache
+def kernels(bare: str = "") -> Mapping[str, bytes]:
+    """Every kernel above as an object file of its own, for this machine or the processor `bare`."""
     objects = {}
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name in KERNELS:
             write_kernel(name, folder)
-            toolchain().compile(f"{name}.c", f"{name}.o", folder)
+            if bare:
+                bare_toolchain(bare).compile(f"{name}.c", f"{name}.o", folder, FREESTANDING)
+            else:
+                toolchain().compile(f"{name}.c", f"{name}.o", folder)
             objects[name] = (folder / f"{name}.o").read_bytes()
     return objects
 
@@ -143,6 +156,13 @@ def build(
     """Plan and emit `program` to `folder`."""
     planned = plan(program, io_in_arena=io_in_arena)
     return emit(program, planned, kernels(), folder, target=target, toolchain=toolchain(), quantization=quantization)
+
+
+def build_bare(program: Program, folder: Path, target: Target) -> Manifest:
+    """The same for a target without an operating system."""
+    planned = plan(program, alignment=8, io_in_arena=True)
+    tools = bare_toolchain(target.cpu)
+    return emit(program, planned, kernels(target.cpu), folder, target=target, toolchain=tools)
 
 
 def compile_and_run(main: str, folder: Path, work: Path, *flags: str, kernels_as_c: bool = False) -> str:

@@ -1,0 +1,164 @@
+/* What a compiler may call where no C library is: each function only where NEED_<name> is defined. Weak, so that the
+   program's own may take its place. Exact: the same bits as IEEE 754's operations. */
+#include <stddef.h>
+#include <stdint.h>
+
+#define OWN __attribute__((weak))
+
+typedef union {
+    float number;
+    uint32_t bits;
+} word;
+
+#define SIGN 0x80000000u
+#define ONE 0x3f800000u
+
+#if defined(NEED_nearbyintf) || defined(NEED_rintf) || defined(NEED_roundevenf)
+/* To the nearest whole number, ties to the even one. */
+static float nearest_even(float x)
+{
+    word w = {x};
+    const uint32_t exponent = (w.bits >> 23) & 255u;
+    if (exponent >= 150u) return x; /* whole, infinite, or not a number */
+    if (exponent < 127u) {          /* below 1: 0, or 1 where it is more than 0.5 */
+        w.bits = (w.bits & SIGN) | (exponent == 126u && (w.bits & 0x7fffffu) != 0 ? ONE : 0u);
+    } else {
+        const uint32_t shift = 150u - exponent; /* bits of fraction */
+        w.bits += (1u << (shift - 1u)) - 1u + ((w.bits >> shift) & 1u);
+        w.bits &= ~((1u << shift) - 1u);
+    }
+    return w.number;
+}
+#endif
+
+#ifdef NEED_nearbyintf
+float nearbyintf(float x);
+OWN float nearbyintf(float x) { return nearest_even(x); }
+#endif
+
+#ifdef NEED_rintf
+float rintf(float x);
+OWN float rintf(float x) { return nearest_even(x); }
+#endif
+
+#ifdef NEED_roundevenf
+float roundevenf(float x);
+OWN float roundevenf(float x) { return nearest_even(x); }
+#endif
+
+#if defined(NEED_truncf) || defined(NEED_floorf) || defined(NEED_ceilf) || defined(NEED_roundf)
+/* Towards 0. */
+static float towards_zero(float x)
+{
+    word w = {x};
+    const uint32_t exponent = (w.bits >> 23) & 255u;
+    if (exponent >= 150u) return x;
+    w.bits &= exponent < 127u ? SIGN : ~((1u << (150u - exponent)) - 1u);
+    return w.number;
+}
+#endif
+
+#ifdef NEED_truncf
+float truncf(float x);
+OWN float truncf(float x) { return towards_zero(x); }
+#endif
+
+#ifdef NEED_floorf
+float floorf(float x);
+OWN float floorf(float x)
+{
+    const float whole = towards_zero(x);
+    return whole > x ? whole - 1.0f : whole;
+}
+#endif
+
+#ifdef NEED_ceilf
+float ceilf(float x);
+OWN float ceilf(float x)
+{
+    const word whole = {towards_zero(x)};
+    const word up = {whole.number + 1.0f};
+    word result = whole.number < x ? up : whole;
+    const word given = {x};
+    result.bits |= given.bits & SIGN; /* -0.5 becomes -0 */
+    return result.number;
+}
+#endif
+
+#ifdef NEED_roundf
+float roundf(float x);
+/* Ties away from 0. */
+OWN float roundf(float x)
+{
+    word w = {towards_zero(x)};
+    const float rest = x - w.number; /* exact */
+    if (rest >= 0.5f) w.number += 1.0f;
+    if (rest <= -0.5f) w.number -= 1.0f;
+    return w.number;
+}
+#endif
+
+#ifdef NEED_fmaxf
+float fmaxf(float x, float y);
+OWN float fmaxf(float x, float y) { return x > y || y != y ? x : y; }
+#endif
+
+#ifdef NEED_fminf
+float fminf(float x, float y);
+OWN float fminf(float x, float y) { return x < y || y != y ? x : y; }
+#endif
+
+#ifdef NEED_sqrtf
+float sqrtf(float x);
+/* One bit of the root after the other, then rounded to the nearest (the remainder is never a tie). */
+OWN float sqrtf(float x)
+{
+    word w = {x};
+    int32_t exponent = (int32_t)(w.bits >> 23);
+    uint32_t mantissa = w.bits & 0x7fffffu, root = 0, rest = 0;
+    if (x == 0.0f || x != x || w.bits == 0x7f800000u) return x;
+    if (w.bits & SIGN) {
+        w.bits = 0x7fc00000u;
+        return w.number;
+    }
+    if (exponent == 0) { /* denormal */
+        for (exponent = 1; (mantissa & 0x800000u) == 0; --exponent) mantissa <<= 1;
+    } else {
+        mantissa |= 0x800000u;
+    }
+    exponent -= 127;
+    if (exponent & 1) {
+        mantissa <<= 1;
+        --exponent;
+    }
+    /* root of mantissa * 2^25: 25 bits, the last one for rounding */
+    for (int32_t i = 0; i < 25; ++i) {
+        uint32_t trial;
+        rest = (rest << 2) | ((mantissa >> 23) & 3u);
+        mantissa = (mantissa & 0x7fffffu) << 2;
+        trial = (root << 2) | 1u;
+        root <<= 1;
+        if (rest >= trial) {
+            rest -= trial;
+            root |= 1u;
+        }
+    }
+    w.bits = (uint32_t)((exponent / 2 + 126) << 23) + ((root + 1u) >> 1);
+    return w.number;
+}
+#endif
+
+#ifdef NEED_memmove
+void *memmove(void *to, const void *from, size_t count);
+OWN void *memmove(void *to, const void *from, size_t count)
+{
+    uint8_t *t = (uint8_t *)to;
+    const uint8_t *f = (const uint8_t *)from;
+    if ((uintptr_t)t < (uintptr_t)f) {
+        for (size_t i = 0; i < count; ++i) ((volatile uint8_t *)t)[i] = f[i];
+    } else {
+        for (size_t i = count; i-- > 0;) ((volatile uint8_t *)t)[i] = f[i];
+    }
+    return to;
+}
+#endif
