@@ -90,8 +90,6 @@ class Family:
     cpus: Mapping[str, Callable[[], Target]]
     on_board: Callable[[Target, Board], Target] = _on_board
     """A processor's target as the chip of a board has it."""
-    builds: bool = True
-    """Whether graphc generates code for it; if not, its targets can be listed and no more."""
 
 
 def _families() -> tuple[Family, ...]:
@@ -123,15 +121,6 @@ def resolve(entry: Mapping[str, Any]) -> Target:
         raise UnsupportedError("targets", f"expected a cpu, board or gpu, got {dict(entry)}.", "Write {cpu: native}.")
     changed = {"winograd": entry.get("winograd"), "compiler": entry.get("compiler")}
     return replace(target, **{name: value for name, value in changed.items() if value is not None})
-
-
-def require_builds(target: Target) -> None:
-    """Raises UnsupportedError for a target of a family that graphc describes but generates no code for yet."""
-    for family in _families():
-        if family.name == target.family and not family.builds:
-            building = ", ".join(id_ for other in _families() if other.builds for id_ in other.cpus)
-            problem = f"this version of graphc generates no code for {target.cpu} ({target.triple})."
-            raise UnsupportedError(f"target {target.id}", problem, f"It does for: {building}.")
 
 
 def _cpu(id_: str, subject: str) -> tuple[Family, Target]:

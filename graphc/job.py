@@ -52,8 +52,6 @@ def prepare(model: Source | Graph | None, spec: SpecSource, only: Collection[str
     spec = read_spec(spec)
     check_order(spec.passes)
     chosen = tuple(targets.resolve(entry.model_dump()) for entry in _chosen(spec.targets, only))
-    for target in chosen:
-        targets.require_builds(target)
     graph, source = _model(model, spec)
     name = spec.name or _name(graph, source)
     if spec.data.preprocess is not None and spec.data.preprocess.fold:
