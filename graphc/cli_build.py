@@ -37,7 +37,7 @@ def _print_build(build: Build, unit: str) -> None:
     report = build.report
     metric = report.steps[0].quality.metric if report.steps[0].quality else None
     header = ("step", "nodes", "weights", "MACs", metric or "", "SQNR", "skipped")
-    rows = [_step_row(step, unit) for step in report.steps]
+    rows = [row for step in report.steps for row in (_step_row(step, unit), *_compared(step, unit))]
     kept = [i for i, name in enumerate(header) if any(row[i] != NOTHING for row in rows) and name]
     align = "".join("<>>>>>>"[i] for i in kept)
     table([header[i] for i in kept], [[row[i] for i in kept] for row in rows], align)
@@ -52,16 +52,25 @@ def _print_build(build: Build, unit: str) -> None:
 
 
 def _step_row(step: Step, unit: str) -> Sequence[str]:
-    quality = step.quality
     return (
         f"{step.index} {step.kind}",
         str(step.nodes),
         size(step.bytes),
         _count(step.macs),
-        _value(quality, unit),
-        NOTHING if quality is None or quality.sqnr is None else f"{quality.sqnr:.1f} dB",
+        _value(step.quality, unit),
+        _sqnr(step.quality),
         str(len(step.skips)) if step.skips else NOTHING,
     )
+
+
+def _compared(step: Step, unit: str) -> Iterator[Sequence[str]]:
+    """What the step could have come to instead."""
+    for name, quality in step.compared.items():
+        yield (f"  {name}", NOTHING, NOTHING, NOTHING, _value(quality, unit), _sqnr(quality), NOTHING)
+
+
+def _sqnr(quality: Quality | None) -> str:
+    return NOTHING if quality is None or quality.sqnr is None else f"{quality.sqnr:.1f} dB"
 
 
 def _skips(steps: Sequence[Step]) -> Iterator[str]:

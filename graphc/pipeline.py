@@ -4,7 +4,7 @@ model --pass 1--> graph --pass 2--> ... ; after each: checked, counted, and judg
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -80,12 +80,21 @@ def run(
         check(graphs[-1])
         contexts.append(context)
         context.progress("", 1.0)
-    qualities = _judge(graphs, data, memory, progress)
+    beside = [graph for context in contexts for graph in context.compared.values()]
+    qualities = _judge([*graphs, *beside], data, memory, progress)
+    compared = iter(qualities[len(graphs) :])
     steps = zip([None, *passes], graphs, contexts, qualities, strict=False)
-    return Compressed(graphs[-1], tuple(_step(index, *parts) for index, parts in enumerate(steps)))
+    return Compressed(graphs[-1], tuple(_step(index, *parts, compared) for index, parts in enumerate(steps)))
 
 
-def _step(index: int, step: Pass | None, graph: Graph, context: Context, quality: Quality | None) -> Step:
+def _step(
+    index: int,
+    step: Pass | None,
+    graph: Graph,
+    context: Context,
+    quality: Quality | None,
+    compared: Iterator[Quality | None],
+) -> Step:
     price = cost(graph)
     return Step(
         index=index,
@@ -96,6 +105,7 @@ def _step(index: int, step: Pass | None, graph: Graph, context: Context, quality
         parameters=price.parameters,
         macs=price.macs,
         quality=quality,
+        compared={name: other for name in context.compared if (other := next(compared)) is not None},
         skips=tuple(Skipped(node=skip.node, operator=skip.operator, reason=skip.reason) for skip in context.skips),
         notes=tuple(Noted(node=n.node, operator=n.operator, figures=dict(n.figures)) for n in context.notes),
     )

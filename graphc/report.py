@@ -46,7 +46,10 @@ class Noted(Record):
 
 
 class Step(Record):
-    """The graph after one pass; step 0 is the model as it was loaded. `bytes` are those of its constants."""
+    """The graph after one pass; step 0 is the model as it was loaded. `bytes` are those of its constants.
+
+    `compared`: what else the pass could have come to, such as a cut without repair, judged on the same data.
+    """
 
     index: int
     kind: str
@@ -56,6 +59,7 @@ class Step(Record):
     parameters: int
     macs: int | None
     quality: Quality | None
+    compared: dict[str, Quality] = {}
     skips: tuple[Skipped, ...]
     notes: tuple[Noted, ...] = ()
 

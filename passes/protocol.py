@@ -187,6 +187,11 @@ class Context:
     notes: list[Note] = field(default_factory=list)
     slower: Slower = never
     lanes: int = LANES
+    compared: dict[str, Graph] = field(default_factory=dict)
+
+    def compare(self, name: str, graph: Graph) -> None:
+        """Have another result of this step judged beside its own, on the same data."""
+        self.compared[name] = graph
 
     def note(self, node: Node, **figures: float) -> None:
         """Record figures of what was done to `node`."""

@@ -38,7 +38,8 @@ class Edit:
     @property
     def recorded(self) -> bool:
         """Whether anything was changed; a new constant that nothing reads is no change."""
-        return bool(self._removed or self._added or self._redirects or self._inputs is not None)
+        redefined = not self._constants.keys().isdisjoint(self.graph.constants)
+        return bool(self._removed or self._added or self._redirects or self._inputs is not None or redefined)
 
     def fresh(self, hint: str) -> str:
         """A name not used before: `hint`, or `hint_1`, `hint_2`, ..."""
@@ -124,7 +125,7 @@ class Edit:
             self._replaced[changed] = self._replaced.get(node, node)
 
     def define(self, name: str, array: Array) -> None:
-        """The existing value `name` becomes a constant; the node that produced it must be removed."""
+        """The existing value `name` becomes this constant; a node that produced it must be removed."""
         self._constants[name] = array
         self._types[name] = TensorType(array.dtype, tuple(array.shape))
 

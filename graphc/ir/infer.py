@@ -59,6 +59,10 @@ def _dim(proto: TensorShapeProto.Dimension) -> Dim:
     return proto.dim_param or "?"
 
 
+LIKE_OPERAND = frozenset(("GroupNormalization",))
+"""Operators whose result has the type of their first operand, which onnx does not tell."""
+
+
 def infer(node: Node, types: Mapping[str, TensorType], constants: Mapping[str, Array]) -> dict[str, TensorType]:
     """Types of `node`'s results from those of its operands; small constant operands decide shapes.
 
@@ -80,6 +84,8 @@ def infer(node: Node, types: Mapping[str, TensorType], constants: Mapping[str, A
         shown = ", ".join(f"{name}: {types[name]}" for name in operands)
         problem = f"its operands or attributes do not fit ({shown}): {str(error).strip().rstrip('.')}."
         raise InputError(node.label, problem, "Check the shapes given to the model's inputs, and the node.") from error
+    if node.op in LIKE_OPERAND and not found[node.outputs[0]].tensor_type.HasField("shape"):
+        found[node.outputs[0]] = operands[node.inputs[0]]
     unknown = next((name for name in node.results if name not in found), None)
     if unknown is not None:
         raise InputError(node.label, f"onnx cannot tell the type of its result '{unknown}'.", "Replace the node.")

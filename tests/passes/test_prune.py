@@ -53,7 +53,7 @@ def kept(graph: Graph) -> np.ndarray[Any, Any]:
         ({"pattern": "4:4", "sparsity": None}, "sparsity", "N below M"),
         ({"pattern": "diagonal"}, "pattern", "should match"),
         ({"block": [16, 4]}, "block", "the pattern is not 'block'"),
-        ({"pattern": "2:4", "sparsity": None, "allocation": "erk"}, "allocation", "every layer its share"),
+        ({"pattern": "2:4", "sparsity": None, "allocation": "erk"}, "allocation", "those that pattern N:M knows"),
         ({"method": "wanda", "allocation": "global"}, "allocation", "only magnitudes compare"),
         ({"where": [{"name": "c", "allocation": "erk"}]}, "allocation", "a rule cannot set this"),
     ],
