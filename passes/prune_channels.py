@@ -74,7 +74,16 @@ def apply(graph: Graph, options: Options, by_node: Mapping[Node, Options], conte
         bare = cut(apart(bare), removed) if options.repair != "none" else after
     if after is not bare:
         context.compare("without repair", bare)
+    _note(graph, after, context)
     return after
+
+
+def _note(before: Graph, after: Graph, context: Context) -> None:
+    """How many numbers the results of layers have, before and after."""
+    for node in before.nodes:
+        result = node.outputs[0]
+        if has_weights(before, node) and result in after.types and before.types[result] != after.types[result]:
+            context.note(node, before=before.types[result].size, after=after.types[result].size)
 
 
 def _wanted(own: Options, stage: int) -> float:
