@@ -49,15 +49,24 @@ class Convolution:
 
     @property
     def depth(self) -> int:
-        """Input channels of one group, rounded up to whole steps."""
-        return -(-self.channels // self.groups // self.step) * self.step
+        """Input channels of one group, of all taps where they are gathered as columns; rounded up to whole steps."""
+        terms = self.channels // self.groups * (prod(self.window.kernel) if self.columns else 1)
+        return -(-terms // self.step) * self.step
+
+    @property
+    def columns(self) -> bool:
+        """Whether the taps are part of the depth."""
+        return DOTS[self.dot].columns
 
     @property
     def blocks(self) -> int:
         return -(-self.filters // self.block)
 
-    def description(self, batch: int, shift: int, coded: Mapping[str, Any] | None) -> str:
-        """What the schedule rules read from the anchor's annotation; `coded` describes weights that are decoded."""
+    def description(self, batch: int, shift: int, padding: int, coded: Mapping[str, Any] | None) -> str:
+        """What the schedule rules read from the anchor's annotation; `coded` describes weights that are decoded.
+
+        `shift` is added to inputs, those of value `padding` around them too.
+        """
         span = self.window
         return json.dumps(
             {
@@ -75,6 +84,7 @@ class Convolution:
                 "dot": self.dot,
                 "depth": self.depth,
                 "shift": shift,
+                "padding": padding,
                 "coded": coded,
                 "multiplier": self.filters // self.groups if self.kind == "depthwise" else 0,
             }
@@ -102,7 +112,7 @@ def convolution(state: Lowering, node: Node, weights: np.dtype[Any] | None = Non
         channels,
         filters,
         groups,
-        dot.block(state.target, filters),
+        dot.block(state.target, filters, prod(state.type(node.outputs[0]).dims[:-1])),
         dot.step,
         dot.kind,
     )
@@ -116,6 +126,11 @@ def pack(conv: Convolution, weights: Array) -> Array:
     if conv.kind == "grouped":
         return np.ascontiguousarray(weights.transpose(*spatial, 1, 0))
     missing = conv.blocks * conv.block - conv.filters
+    if conv.columns:
+        rows = weights.transpose(0, *spatial, 1).reshape(conv.filters, -1)
+        whole = np.pad(rows, [(0, missing), (0, conv.depth - rows.shape[1])])
+        runs = whole.reshape(conv.blocks, conv.block, conv.depth // conv.step, conv.step).swapaxes(1, 2)
+        return np.ascontiguousarray(runs if conv.step > 1 else runs[..., 0])
     padded = np.pad(weights, [(0, missing), (0, conv.depth - weights.shape[1])] + [(0, 0)] * len(spatial))
     blocked = padded.reshape(conv.blocks, conv.block, conv.depth // conv.step, conv.step, *weights.shape[2:])
     ordered = blocked.transpose(0, *(s + 2 for s in spatial), 2, 1, 3)
@@ -168,7 +183,7 @@ def accumulate(
     A decoder gives the weights of dense convolutions of floats.
     """
     span = conv.window
-    source = padded(x, span, pad_value, conv.depth if conv.kind == "dense" else 0)
+    source = padded(x, span, pad_value, conv.depth if conv.kind == "dense" and not conv.columns else 0)
     taps = [te.reduce_axis((0, k), f"k{axis}") for axis, k in enumerate(span.kernel)]
     rank = len(taps)
 
@@ -179,7 +194,7 @@ def accumulate(
     tensor: Any = weights
     attributes = {
         "graphc.anchor": conv.description(
-            int(n), shift, weights.layout.description() if isinstance(weights, Decoder) else None
+            int(n), shift, int(pad_value.value), weights.layout.description() if isinstance(weights, Decoder) else None
         )
     }
 
@@ -215,12 +230,23 @@ def accumulate(
             for position, extent in zip(taps, span.kernel, strict=True):
                 tap = tap * extent + position
             return te.sum(source[(i[0], *at(i), c)] * weights(i[-2], tap, c, i[-1]), axis=[*taps, c])
-        place = (c, i[-1]) if conv.step == 1 else (c // conv.step, i[-1], c % conv.step)
+        inner, outer = c, taps
+        if conv.columns:
+            for tap, extent in zip(taps, _column_strides(conv), strict=True):
+                inner = inner + tap * extent
+            outer = []
+        place = (inner, i[-1]) if conv.step == 1 else (inner // conv.step, i[-1], inner % conv.step)
         return te.sum(
-            shifted(source[(i[0], *at(i), c)]) * weights[(i[-2], *taps, *place)].astype(dtype), axis=[*taps, c]
+            shifted(source[(i[0], *at(i), c)]) * weights[(i[-2], *outer, *place)].astype(dtype), axis=[*taps, c]
         )
 
     return te.compute((n, *span.output, conv.blocks, conv.block), term, name="conv", attrs=attributes)
+
+
+def _column_strides(conv: Convolution) -> list[int]:
+    """How far apart neighbouring taps lie in a column, by spatial axis."""
+    kernel = conv.window.kernel
+    return [prod(kernel[axis + 1 :]) * conv.channels for axis in range(len(kernel))]
 
 
 def sum_at(conv: Convolution, acc: te.Tensor, i: Sequence[Any]) -> Any:

@@ -6,12 +6,13 @@ bias takes -x_zero_point * sum(w), so that kernels add plain products; padding i
 
 import dataclasses
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 from tvm import te, tirx
 
-from graphc.backends import compute_conv, compute_matmul
+from graphc.backends import compute_conv, compute_matmul, rounding
 from graphc.backends.compute_decode import limits
 from graphc.backends.compute_pool import counts, pool_window, window_sum
 from graphc.backends.dot import DOTS, Dot, dot_product
@@ -23,20 +24,17 @@ from graphc.ir import Array, Node
 DOMAIN = "graphc.integer"
 
 
-def requantized(state: Lowering, node: Node, sums: Any, scale: Any) -> Any:
+def requantized(state: Lowering, node: Node, sums: Any, scale: Any, small: bool = False) -> Any:
     """clamp(rint(float32(sums) * scale), y_min - zp, y_max - zp) + zp as the result's type; float32(sums) * scale
-    where that is float32, the sums where it is int32.
+    where that is float32, the sums where it is int32. `small`: the scales are `rounding.bounded`.
     """
     if state.type(node.outputs[0]).dtype.name == "int32":
         return sums
-    zero_point = node.get_int("y_zero_point", 0)
-    low, high = node.get_int("y_min", 0) - zero_point, node.get_int("y_max", 0) - zero_point
-    scaled = sums.astype("float32") * scale
     if state.type(node.outputs[0]).dtype.name == "float32":
-        return scaled
-    clamped = tirx.min(tirx.max(tirx.nearbyint(scaled), tirx.const(low, "float32")), tirx.const(high, "float32"))
-    stored = clamped.astype("int32") + tirx.const(zero_point, "int32")
-    return stored.astype(state.type(node.outputs[0]).dtype.name)
+        return sums.astype("float32") * scale
+    span = node.get_int("y_min", 0), node.get_int("y_max", 0)
+    dtype = state.type(node.outputs[0]).dtype.name
+    return rounding.stored(state.target, sums, scale, span, node.get_int("y_zero_point", 0), dtype, small)
 
 
 def _plus(sums: Any, bias: Any) -> Any:
@@ -106,25 +104,27 @@ def conv(state: Lowering, node: Node) -> Sequence[Any]:
     dot = Dot.of(shape.dot)
     zero_point = node.get_int("x_zero_point", 0)
     # Dense kernels add plain products and pad with the zero point; the others skip padding, so they must subtract it.
-    shift = dot.shift(state.type(node.inputs[0]).dtype) if shape.kind == "dense" else -zero_point
+    shift = dot.shift(state.type(node.inputs[0]).dtype, zero_point) if shape.kind == "dense" else -zero_point
     weights = weights.astype(dot.weights if shape.kind == "dense" else weights.dtype)
     taken = (zero_point + shift) * weights.reshape(shape.filters, -1).astype(np.int64).sum(axis=1)
-    bias = _bias(state, node, shape.filters)
+    bias, scales = _bias(state, node, shape.filters), _scale(state, node, shape.filters)
     operands = [
         state.parameter(compute_conv.pack(shape, weights), node.inputs[1]),
         state.parameter((bias - taken).astype(bias.dtype), node.inputs[2] or "bias"),
-        state.parameter(_scale(state, node, shape.filters), node.inputs[3] or "scale"),
+        state.parameter(scales, node.inputs[3] or "scale"),
     ]
+    small = rounding.bounded(scales)
     dtype = state.type(node.inputs[0]).dtype.name
     output = state.type(node.outputs[0]).dims
 
     def define(x: te.Tensor, w: te.Tensor, bias: te.Tensor, scale: te.Tensor) -> te.Tensor:
         acc = compute_conv.accumulate(shape, x, w, "int32", tirx.const(zero_point, dtype), shift)
-        return te.compute(
-            output,
-            lambda *i: requantized(state, node, _plus(compute_conv.sum_at(shape, acc, i), bias[i[-1]]), scale[i[-1]]),
-            name="out",
-        )
+
+        def element(*i: Any) -> Any:
+            sums = _plus(compute_conv.sum_at(shape, acc, i), bias[i[-1]])
+            return requantized(state, node, sums, scale[i[-1]], small)
+
+        return te.compute(output, element, name="out")
 
     return [state.emit(define, state.value(node.inputs[0]), *operands, name="conv_int8", pattern=OUT_FUSIBLE)]
 
@@ -175,7 +175,9 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
     else:
         product, right, offsets = _computed_right(state, node, product)
         shift = 0
-    scale = state.parameter(_scale(state, node, b[-1]), node.inputs[3] or "scale")
+    scales = _scale(state, node, b[-1])
+    small = rounding.bounded(scales)
+    scale = state.parameter(scales, node.inputs[3] or "scale")
 
     def define(x: te.Tensor, w: te.Tensor, scale: te.Tensor, *offsets: te.Tensor) -> te.Tensor:
         acc = compute_matmul.accumulate(product, x, w, "int32", shift=shift)
@@ -184,7 +186,7 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
             sums = compute_matmul.sum_at(product, acc, i)
             for each in offsets:
                 sums = _plus(sums, _broadcast(each, (*i[:-2], i[-1])))
-            return requantized(state, node, sums, scale[i[-1]])
+            return requantized(state, node, sums, scale[i[-1]], small)
 
         return te.compute(output, element, name="out")
 
@@ -214,10 +216,10 @@ def _constant_right(
     if weights.ndim == 2:
         kind = np.dtype(np.int16) if wide else weights.dtype
         dot = dot_product(state.target, kind, product.inner, product.rows)
-        if product.inner % dot.step == 0:
-            block = dot.block(state.target, product.columns)
+        if dot.columns or product.inner % dot.step == 0:
+            block = dot.block(state.target, product.columns, prod(product.batch) * product.rows)
             product = dataclasses.replace(product, step=dot.step, dot=dot.kind, block=block)
-            shift = dot.shift(state.type(node.inputs[0]).dtype) if dot.step > 1 else 0
+            shift = dot.shift(state.type(node.inputs[0]).dtype, node.get_int("a_zero_point", 0)) if dot.step > 1 else 0
             weights = weights.astype(dot.weights if dot.step > 1 else weights.dtype)
     taken = (node.get_int("a_zero_point", 0) + shift) * weights.astype(np.int64).sum(axis=-2)
     bias = _bias(state, node, product.columns)
@@ -299,7 +301,7 @@ def multiply(state: Lowering, node: Node) -> Sequence[Any]:
             product = difference(_broadcast(a, i), node.get_int("a_zero_point", 0)) * difference(
                 _broadcast(b, i), node.get_int("b_zero_point", 0)
             )
-            return requantized(state, node, product, tirx.const(scale, "float32"))
+            return requantized(state, node, product, tirx.const(scale, "float32"), rounding.bounded(scale))
 
         return te.compute(output, element, name="multiply_int8")
 
@@ -328,7 +330,8 @@ def average_pool(state: Lowering, node: Node) -> Sequence[Any]:
 
     def define(x: te.Tensor, scale: te.Tensor) -> te.Tensor:
         total = window_sum(x, span, output, "int32", zero_point)
-        return te.compute(output, lambda *i: requantized(state, node, total[i], scale[i[1:-1]]), name="out")
+        small = rounding.bounded(scales)
+        return te.compute(output, lambda *i: requantized(state, node, total[i], scale[i[1:-1]], small), name="out")
 
     return [state.emit(define, state.value(node.inputs[0]), by_position, name="average_pool_int8", pattern=OUT_FUSIBLE)]
 
@@ -354,7 +357,11 @@ def mean(state: Lowering, node: Node) -> Sequence[Any]:
         return te.compute(
             output,
             lambda *i: requantized(
-                state, node, total[i] - tirx.const(correction, "int32"), tirx.const(scale, "float32")
+                state,
+                node,
+                total[i] - tirx.const(correction, "int32"),
+                tirx.const(scale, "float32"),
+                rounding.bounded(scale),
             ),
             name="out",
         )

@@ -29,14 +29,19 @@ class Product:
     columns: int
     block: int
     step: int = 1
-    """Terms that one dot-product instruction adds up; it divides `inner`."""
+    """Terms that one dot-product instruction adds up."""
     dot: DotKind = "plain"
+
+    @property
+    def depth(self) -> int:
+        """`inner`, rounded up to whole steps."""
+        return -(-self.inner // self.step) * self.step
 
     @property
     def blocks(self) -> int:
         return -(-self.columns // self.block)
 
-    def description(self, transposed: bool, coded: Mapping[str, Any] | None) -> str:
+    def description(self, transposed: bool, shift: int, coded: Mapping[str, Any] | None) -> str:
         """What the schedule rules read from the anchor's annotation; `coded` describes weights that are decoded."""
         return json.dumps(
             {
@@ -48,6 +53,8 @@ class Product:
                 "block": self.block,
                 "step": self.step,
                 "dot": self.dot,
+                "depth": self.depth,
+                "shift": shift,
                 "transposed": transposed,
                 "coded": coded,
             }
@@ -57,12 +64,12 @@ class Product:
 def pack(product: Product, b: Array) -> Array:
     """Constant b (*batch, K, N) in runs of `block` columns; missing columns are zero."""
     missing = product.blocks * product.block - product.columns
-    padded = np.pad(b, [(0, 0)] * (b.ndim - 1) + [(0, missing)])
-    blocked = padded.reshape(*b.shape[:-1], product.blocks, product.block)
+    padded = np.pad(b, [(0, 0)] * (b.ndim - 2) + [(0, product.depth - product.inner), (0, missing)])
+    blocked = padded.reshape(*padded.shape[:-1], product.blocks, product.block)
     runs = np.moveaxis(blocked, -2, -3)
     if product.step > 1:
         runs = np.swapaxes(
-            runs.reshape(*runs.shape[:-2], product.inner // product.step, product.step, product.block), -1, -2
+            runs.reshape(*runs.shape[:-2], product.depth // product.step, product.step, product.block), -1, -2
         )
     return np.ascontiguousarray(runs)
 
@@ -125,7 +132,7 @@ def accumulate(
         name="matmul",
         attrs={
             "graphc.anchor": product.description(
-                transposed_a, b.layout.description() if isinstance(b, Decoder) else None
+                transposed_a, shift, b.layout.description() if isinstance(b, Decoder) else None
             )
         },
     )

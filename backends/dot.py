@@ -4,6 +4,12 @@ amx     16 x 64 bytes times 64 x 16: tiles of uint8 or int8 activations and int8
 vnni    4 x uint8 * int8 -> int32 in one instruction; int8 activations are shifted by 128 first
 madd    2 x int16 * int16 -> int32; 8-bit operands are widened, so nothing saturates (`vpmaddubsw` would)
 plain   one product at a time in int32
+
+Cortex-M gathers all that an output sums into one run of bytes first (`columns`), so that one loop adds it up:
+
+smlad     2 x int16 * int16 -> int32 per instruction; four bytes of weights are widened by two more
+vmladava  16 x int8 * int8 -> int32 in one instruction (Helium)
+mla       one product at a time, of bytes as they lie in memory
 """
 
 from dataclasses import dataclass
@@ -12,9 +18,9 @@ from typing import Any, Literal
 import numpy as np
 
 from graphc.backends.targets import Target
-from graphc.backends.tiles import AMX_CHANNELS, amx_depth, channel_block
+from graphc.backends.tiles import AMX_CHANNELS, amx_depth, channel_block, columns_tile
 
-Kind = Literal["amx", "vnni", "madd", "plain"]
+Kind = Literal["amx", "vnni", "madd", "plain", "smlad", "vmladava", "mla"]
 
 FEWEST_BYTES, FEWEST_COLUMNS = 24, 4
 """Tiles with less depth or fewer output columns than this waste more of the unit than vectors would."""
@@ -27,17 +33,24 @@ class Dot:
     kind: Kind
     step: int
     weights: np.dtype[Any]
+    columns: bool = False
+    """Whether the taps and channels of a sum are one depth, gathered for each output position."""
 
     @staticmethod
     def of(kind: Kind) -> "Dot":
         return DOTS[kind]
 
-    def shift(self, x: np.dtype[Any]) -> int:
-        """What is added to activations of type `x` so that the instruction takes them."""
-        return 128 if self.kind == "vnni" and x == np.dtype(np.int8) else 0
+    def shift(self, x: np.dtype[Any], zero_point: int) -> int:
+        """What is added to activations of type `x` so that the instruction takes them, or for nothing as it does."""
+        if self.kind == "smlad":
+            return -zero_point
+        wanted = {"vnni": np.uint8, "vmladava": np.int8}.get(self.kind, x)
+        return 0 if x == wanted else 128 if x == np.int8 else -128
 
-    def block(self, target: Target, channels: int) -> int:
+    def block(self, target: Target, channels: int, positions: int) -> int:
         """Output channels that lie next to each other in packed weights; a matrix tile lies in one piece."""
+        if self.columns:
+            return columns_tile(self.kind, positions, channels)[1]
         return AMX_CHANNELS if self.kind == "amx" else channel_block(target, channels)
 
 
@@ -46,6 +59,9 @@ DOTS: dict[Kind, Dot] = {
     "vnni": Dot("vnni", 4, np.dtype(np.int8)),
     "madd": Dot("madd", 2, np.dtype(np.int16)),
     "plain": Dot("plain", 1, np.dtype(np.int16)),
+    "smlad": Dot("smlad", 4, np.dtype(np.int8), columns=True),
+    "vmladava": Dot("vmladava", 16, np.dtype(np.int8), columns=True),
+    "mla": Dot("mla", 1, np.dtype(np.int8), columns=True),
 }
 
 
@@ -58,4 +74,6 @@ def dot_product(target: Target, weights: np.dtype[Any], depth: int, columns: int
     if weights == np.dtype(np.int8) and target.has("avx512_vnni"):
         fits = amx_depth(depth) >= FEWEST_BYTES and columns >= FEWEST_COLUMNS
         return DOTS["amx"] if target.has("amx_int8") and fits else DOTS["vnni"]
+    if weights == np.dtype(np.int8) and target.family == "cortex_m":
+        return DOTS["vmladava" if target.has("mve") else "smlad" if target.has("dsp") else "mla"]
     return DOTS["madd"] if target.family == "x86" else DOTS["plain"]

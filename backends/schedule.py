@@ -4,8 +4,10 @@ from typing import Any
 
 from graphc.backends import (
     schedule_amx,
+    schedule_columns,
     schedule_contraction,
     schedule_decoded,
+    schedule_depthwise,
     schedule_generic,
     schedule_window,
     schedule_winograd,
@@ -17,8 +19,10 @@ from graphc.backends.targets import Target
 RULES = (
     schedule_decoded.schedule,
     schedule_amx.schedule,
+    schedule_columns.schedule,
     schedule_winograd.schedule,
     schedule_contraction.schedule,
+    schedule_depthwise.schedule,
     schedule_window.schedule,
 )
 

@@ -16,7 +16,6 @@ from functools import partial
 from math import prod
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 
 from graphc.backends.anchor import Anchor
@@ -196,9 +195,7 @@ class Contraction:
         if self.dot is None:
             return acc + spread(tirx.Cast(self.dtype, self.x(row, column, kh, kw, c)), self.lanes) * weights
         inputs = self.x(row, column, kh, kw, vector(c * self.step, self.step))
-        return multiply_add(
-            self.dot, acc, inputs, weights, self.lanes, self.dot.shift(np.dtype(str(self.source.dtype)))
-        )
+        return multiply_add(self.dot, acc, inputs, weights, self.lanes, int(self.anchor.info["shift"]))
 
     def _store(self, acc: Any, row: Any, block: Any, first: Any, p: int) -> Any:
         def sums(v: int, lane: Any) -> Any:

@@ -3,7 +3,8 @@
     root: alloc p; for i: p[i] = ...; for j: y[j] = ... p[j] ...
         ->  stage 1 (x, p), stage 2 (p, w, y)      p becomes a buffer of the memory plan
 
-A local buffer that a single nest uses stays inside it, on the stack; one that crosses nests becomes a parameter.
+A local buffer that a single nest uses stays inside it, on the stack; one that crosses nests becomes a parameter, and
+so does a workspace.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.tirx.buffer import is_buffer_var
 
-from graphc.backends.statements import PARALLEL
+from graphc.backends.statements import PARALLEL, WORKSPACE
 
 TASK = "task"
 
@@ -40,12 +41,13 @@ def stages(function: Any) -> list[Stage]:
     nests = list(root.body.seq) if isinstance(root.body, tirx.SeqStmt) else [root.body]
     used = [_buffers(nest) for nest in nests]
     parameters = tuple(function.params)
+    workspace = [str(name) for name in root.annotations.get(WORKSPACE, ())]
     result = []
     for position, (nest, (touched, written)) in enumerate(zip(nests, used, strict=True)):
         elsewhere = [buffer for n, (other, _) in enumerate(used) if n != position for buffer in other]
         own = [buffer for buffer in root.alloc_buffers if _holds(touched, buffer)]
-        arguments = (*(b for b in parameters if _holds(touched, b)), *(b for b in own if _holds(elsewhere, b)))
-        private = [b for b in own if not _holds(elsewhere, b)]
+        private = [b for b in own if not _holds(elsewhere, b) and str(b.name) not in workspace]
+        arguments = (*(b for b in parameters if _holds(touched, b)), *(b for b in own if not _holds(private, b)))
         results = tuple(b for b in arguments if _holds(written, b))
         in_place = _in_place(nest, arguments, results)
         attributes = {**(function.attrs or {}), "tirx.noalias": not in_place}

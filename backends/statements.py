@@ -75,7 +75,22 @@ def tasks(count: int, body: Callable[[Any], Any]) -> Any:
     return tirx.For(task, 0, count, SERIAL, body(task), annotations={PARALLEL: 1})
 
 
-def function(parameters: Sequence[Any], attributes: Any, nests: Sequence[Any], shared: Sequence[Any] = ()) -> Any:
-    """A PrimFunc that runs loop nests one after another; `shared` buffers live across them."""
-    root = s_tir.SBlock([], [], [], "root", sequence(nests), alloc_buffers=list(shared))
+WORKSPACE = "graphc.workspace"
+"""Annotation of a root block: names of buffers that a single nest works in, but that are too large for the stack."""
+
+
+def function(
+    parameters: Sequence[Any],
+    attributes: Any,
+    nests: Sequence[Any],
+    shared: Sequence[Any] = (),
+    workspace: Sequence[Any] = (),
+) -> Any:
+    """A PrimFunc that runs loop nests one after another; `shared` buffers live across them.
+
+    A `workspace` is shared by all tasks of a nest: only for targets that have one thread.
+    """
+    annotations = {WORKSPACE: [str(buffer.name) for buffer in workspace]} if workspace else {}
+    buffers = [*shared, *workspace]
+    root = s_tir.SBlock([], [], [], "root", sequence(nests), alloc_buffers=buffers, annotations=annotations)
     return tirx.PrimFunc(list(parameters), s_tir.SBlockRealize([], tirx.const(True, "bool"), root), attrs=attributes)

@@ -148,3 +148,24 @@ def panel_pieces(target: Target, columns: int, block: int) -> int:
     fit = [n for n in range(-(-columns // most), 4 * -(-columns // most)) if columns % n == 0]
     good = [n for n in fit if n * tile_cycles(target, columns // n, block)[0] <= 1.1 * whole]
     return min(good, default=1)
+
+
+COLUMNS_TILES = {"smlad": ((4, 1), (1, 4)), "vmladava": ((1, 4), (1, 4)), "mla": ((2, 2), (1, 4))}
+"""(output positions, output channels) of a Cortex-M's register tile: where there are several positions, for one alone.
+
+A sum per pair, the words of an input or of a channel's weights, and addresses must fit thirteen registers.
+"""
+
+
+def columns_tile(dot: str, positions: int, filters: int) -> tuple[int, int]:
+    """(positions, channels) in a register tile of a kernel that gathers its columns."""
+    columns, block = COLUMNS_TILES[dot][0 if positions >= COLUMNS_TILES[dot][0][0] else 1]
+    return columns, min(block, filters)
+
+
+UNROLLED_STEPS = {"smlad": 2, "vmladava": 2, "mla": 4}
+
+
+def columns_unroll(dot: str, steps: int) -> int:
+    """How many steps of depth are written out in the innermost loop."""
+    return max(n for n in range(1, UNROLLED_STEPS[dot] + 1) if steps % n == 0)
