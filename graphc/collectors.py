@@ -239,7 +239,7 @@ class WholeCollector(Collector):
         self.state = {"values": kept[chosen], "hashes": hashes[chosen], "seen": np.asarray(seen + 1)}
 
     def arrays(self) -> dict[str, Array]:
-        return {"values": self.state["values"].copy()}
+        return {"values": self.state["values"].copy(), "seen": self.state["seen"].copy()}
 
 
 def scrambled(numbers: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.uint64]:

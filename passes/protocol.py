@@ -117,7 +117,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """`values` [count, *shape]: the whole value in up to `count` feeds, each feed equally likely, in order."""
+    """`values` [count, *shape]: the whole value in up to `count` feeds, each feed equally likely, in order; `seen`
+    (int64): of so many.
+    """
 
     count: int = 32
     seed: int = 0

@@ -25,6 +25,8 @@ quantize_operators.py; what becomes a unit: quantize_plan.py.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -32,8 +34,8 @@ from pydantic_core import InitErrorDetails
 
 from graphc.ir.graph import Graph, Node
 from graphc.passes.layers import layer_of
-from graphc.passes.protocol import Context, Histogram, Observation, Pass, Range, Statistics
-from graphc.passes.quantize_best import best, feeds_wanted
+from graphc.passes.protocol import Context, Histogram, Observation, Pass, Range, Slower, Statistics, never
+from graphc.passes.quantize_best import BEST, RANGES, ROUNDINGS, Trials, Way, feeds_wanted
 from graphc.passes.quantize_dynamic import DYNAMIC
 from graphc.passes.quantize_grids import Grids
 from graphc.passes.quantize_logarithms import before_logarithms
@@ -53,6 +55,10 @@ def _slower(graph: Graph, decided: Plan, context: Context) -> dict[Node, str]:
     """Nodes whose integer code does not pay on the targets, with the reason."""
     reasons = {unit: context.slower(graph, unit.anchor) for unit in decided.units}
     return {node: reason for unit, reason in reasons.items() if reason for node in unit.nodes}
+
+
+def _tried(step: "Quantize", graph: Graph, context: Context, way: Way) -> Graph:
+    return step.model_copy(update=way).apply(graph, Context(context.statistics, slower=context.slower))
 
 
 class Quantize(Pass):
@@ -80,7 +86,7 @@ class Quantize(Pass):
     symmetric_weights: Annotated[bool, Field(description="weights: zero in the middle of the integers")] = True
     weight_range: Annotated[WeightRange, Field(description="how the grid of integer weights is chosen")] = "minmax"
     rounding: Annotated[
-        Rounding, Field(description="how weights become integers; gptq and adaround need calibration data")
+        Rounding, Field(description="how weights become integers; gptq, adaround and best need calibration data")
     ] = "nearest"
     bias_correction: Annotated[
         bool, Field(description="biases make up for the mean error of rounded weights; needs calibration data")
@@ -116,12 +122,10 @@ class Quantize(Pass):
             context = {"expected": "nothing (groups need integer weights and per_channel)"}
             errors.append(InitErrorDetails(type="literal_error", loc=("group",), input=self.group, ctx=context))
         for index, rule in enumerate(self.where):
-            if rule.overrides.get("calibrate") == "best":
-                at, context = (
-                    ("where", index, "calibrate"),
-                    {"expected": "a method other than best: it is for all nodes"},
-                )
-                errors.append(InitErrorDetails(type="literal_error", loc=at, input="best", ctx=context))
+            for key in (key for key in ("calibrate", "rounding") if rule.overrides.get(key) == BEST):
+                context = {"expected": "a method other than best: it is for all nodes"}
+                details = InitErrorDetails(type="literal_error", loc=("where", index, key), input=BEST, ctx=context)
+                errors.append(details)
         if errors:
             raise ValidationError.from_exception_data("Quantize", errors)
         return self
@@ -151,14 +155,14 @@ class Quantize(Pass):
         decided = plan(graph, options, self._borders(graph))
         wide = (Observation(name, Histogram()) for name in before_logarithms(graph) if name in decided.shares)
         wanted = (*Grids(graph, self, options, {}).observations(decided), *wide)
-        tried = feeds_wanted(graph) if self.calibrate == "best" else ()
+        tried = feeds_wanted(graph) if self._is_open else ()
         return tuple(dict.fromkeys((*wanted, *tried, *self._layers_wanted(graph, decided, options))))
 
     def apply(self, graph: Graph, context: Context) -> Graph:
         """Quantize all that the table and the options allow; every other float node is skipped with a reason."""
-        if self.calibrate == "best":
-            step, statistics = self.resolved(graph, context.statistics)
-            return step.apply(graph, Context(statistics, context.progress, context.skips))
+        if self._is_open:
+            step, statistics = self.resolved(graph, context.statistics, context.slower)
+            return step.apply(graph, replace(context, statistics=statistics))
         options, borders = self.options(graph), self._borders(graph)
         grids = Grids(graph, self, options, context.statistics)
         decided = plan(graph, options, borders)
@@ -172,23 +176,31 @@ class Quantize(Pass):
         rounder = Rounder(graph, options, context)
         return write(graph, decided, options, grids.of(decided, self.io, borders, context.progress), borders, rounder)
 
-    def resolved(self, graph: Graph, statistics: Statistics) -> tuple[Self, Statistics]:
-        """This pass with the method that `best` comes to, and the statistics that method needs; else as they are.
+    def resolved(self, graph: Graph, statistics: Statistics, slower: Slower = never) -> tuple[Self, Statistics]:
+        """This pass with the methods that `best` comes to, and the statistics that they need; else as they are.
 
         Rules that name another method for a node keep it.
         """
-        if self.calibrate != "best":
+        if not self._is_open:
             return self, statistics
         known = {**statistics}
         for wish, found in statistics.items():
             if isinstance(wish.statistic, Histogram):
                 known[Observation(wish.value, Range())] = {key: found[key] for key in ("low", "high")}
+        trials = Trials(graph, known)
+        context = Context(trials.statistics, slower=slower)
+        step = self.model_copy(update={"rounding": "nearest"}) if self.rounding == BEST else self
+        choices = [RANGES] if self.calibrate == BEST else []
+        choices += [ROUNDINGS] if self.rounding == BEST else []
+        for ways in choices:
+            inner = step.model_copy(update={"io": "float"})
+            step = step.model_copy(update=trials.best(ways, partial(_tried, inner, graph, context)))
+        return step, known
 
-        def tried(method: Method) -> Graph:
-            step = self.model_copy(update={"calibrate": method, "io": "float", "rounding": "nearest"})
-            return step.apply(graph, Context(known))
-
-        return self.model_copy(update={"calibrate": best(graph, known, tried)}), known
+    @property
+    def _is_open(self) -> bool:
+        """Whether a method is still to be found."""
+        return BEST in (self.calibrate, self.rounding)
 
     def _layers_wanted(self, graph: Graph, decided: Plan, options: Mapping[Node, Self]) -> Iterator[Observation]:
         """What rounding and bias correction need to know of the inputs of layers."""

@@ -18,6 +18,7 @@ Points:
   by those that follow; G damped by 1 % of its mean diagonal. Columns of large G_ii go first; scales are fixed before.
 - adaround: M. Nagel et al., "Up or Down?" (2020), eq. 21-24: up or down for all weights of a layer together, relaxed to
   h(V) in 0..1 and annealed. The loss is the exact quadratic form of G instead of samples of it.
+- best: nearest, or gptq with or without bias correction, whichever changes the model's outputs least; quantize_best.py.
 """
 
 from collections.abc import Callable
@@ -39,7 +40,7 @@ from graphc.passes.quantize_schemes import (
 
 Doubles = npt.NDArray[np.float64]
 WeightRange = Literal["minmax", "mse", "hqq"]
-Rounding = Literal["nearest", "gptq", "adaround"]
+Rounding = Literal["nearest", "gptq", "adaround", "best"]
 
 SHARES = np.linspace(1.0, 0.5, 40)
 TURNS, NORM = 20, 0.7

@@ -17,20 +17,21 @@ from graphc.mixed_precision import average_bits, step_of, walk, within_bits, wit
 from graphc.sensitivity import Row, Sensitivity, Subject, sensitivity, subject_of
 from graphc.spec import read
 from graphc.spec.writer import write
-from tests.passes.quantized import model, normal
+from tests.passes.quantized import model
 
 FORMATS = ("int8", "int4")
+SHAPES = {"w": (8, 16), "v": (16, 16), "u": (16, 4)}
 
 
 @pytest.fixture
 def spec(tmp_path: Path) -> Path:
     """Three layers; the second has one outlier per channel, so few integers are left for its other weights."""
-    fragile = normal(16, 16) / 4
-    fragile[0] *= 40
-    body = "a = MatMul (x, w)\nr = Relu (a)\nb = MatMul (r, v)\ns = Relu (b)\ny = MatMul (s, u)"
-    graph = model("(float[1,8] x) => (float[1,4] y)", body, w=normal(8, 16), v=fragile, u=normal(16, 4))
-    save(graph, tmp_path / "net.onnx")
     rng = np.random.default_rng(0)
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+    weights["v"][0] *= 10
+    body = "a = MatMul (x, w)\nr = Relu (a)\nb = MatMul (r, v)\ns = Relu (b)\ny = MatMul (s, u)"
+    graph = model("(float[1,8] x) => (float[1,4] y)", body, **weights)
+    save(graph, tmp_path / "net.onnx")
     for name, rows in (("calibration", 40), ("test", 60)):
         x = rng.normal(size=(rows, 8)).astype(np.float32)
         np.savez(tmp_path / f"{name}.npz", x=x)

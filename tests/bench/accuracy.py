@@ -41,8 +41,8 @@ PEER_FAILURES = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, 
 FLOAT = "float"
 FOUR_BITS = {"kind": "quantize", "weights": "int4", "group": 32, "activations": "none"}
 GRAPHC: Mapping[str, list[Mapping[str, Any]]] = {
-    "graphc": [{**QUANTIZED, "calibrate": "best"}],
-    "graphc gptq": [{**QUANTIZED, "calibrate": "best", "rounding": "gptq", "bias_correction": True}],
+    "graphc": [{**QUANTIZED, "calibrate": "best", "rounding": "best"}],
+    "graphc nearest": [{**QUANTIZED, "calibrate": "best"}],
     "graphc minmax": [{**QUANTIZED, "calibrate": "minmax"}],
     "int8 weights": [{"kind": "quantize", "weights": "int8", "activations": "none"}],
     "int4 nearest": [FOUR_BITS],
@@ -58,7 +58,7 @@ GRAPHC: Mapping[str, list[Mapping[str, Any]]] = {
 
 Those with weights alone are judged as the exported model.onnx in onnxruntime: their kernels are not all there yet.
 """
-USUAL = (FLOAT, "graphc", "graphc gptq", "graphc minmax", *PEERS)
+USUAL = (FLOAT, "graphc", "graphc nearest", "graphc minmax", *PEERS)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`calibrate: best` comes to the method that is closest at the outputs, for each of two models that differ in it."""
+"""`best` comes to the method that is closest at the outputs, judged on feeds that no method learned from."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ from pydantic import ValidationError
 from graphc.calibrate import calibrate
 from graphc.execute import run
 from graphc.ir.graph import Array, Graph
-from graphc.passes.protocol import Context
+from graphc.passes.protocol import Context, Gram, Observation, Rows, Whole
 from graphc.passes.quantize import Quantize
-from graphc.passes.quantize_best import CANDIDATES
+from graphc.passes.quantize_best import CANDIDATES, ROUNDINGS, Trials
 from tests.passes.quantized import STATIC, model, normal
 
 
@@ -53,6 +53,33 @@ def test_best_serves_integer_inputs() -> None:
     assert any(node.op == "QuantizeLinear" for node in quantized(graph, "best", data).nodes)
 
 
-def test_best_is_for_all_nodes() -> None:
+@pytest.mark.parametrize("option", ["calibrate", "rounding"])
+def test_best_is_for_all_nodes(option: str) -> None:
     with pytest.raises(ValidationError, match="a method other than best"):
-        Quantize.model_validate({**STATIC, "where": [{"operator": "Conv", "calibrate": "best"}]})
+        Quantize.model_validate({**STATIC, "where": [{"operator": "Conv", option: "best"}]})
+
+
+def test_best_rounding_is_one_of_its_ways() -> None:
+    graph, data = network(), feeds(1.0)
+    step = Quantize.model_validate({**STATIC, "weights": "int4", "rounding": "best"})
+    statistics = calibrate(graph, step.observes(graph), data)
+    chosen, known = step.resolved(graph, statistics)
+    judge = Trials(graph, known)
+    ways = [step.model_copy(update=way).apply(graph, Context(judge.statistics)) for way in ROUNDINGS]
+    best = judge.best([{"way": i} for i in range(len(ways))], lambda way: ways[way["way"]])
+    assert {key: getattr(chosen, key) for key in ROUNDINGS[0]} == ROUNDINGS[best["way"]]
+    after = step.apply(graph, Context(statistics))
+    again = step.model_copy(update=ROUNDINGS[best["way"]]).apply(graph, Context(statistics))
+    assert distance(graph, after, data) == distance(graph, again, data)
+
+
+def test_feeds_that_judge_do_not_teach() -> None:
+    graph, data = network(), feeds(1.0)
+    gram, wish = Observation("x", Gram(Rows())), Observation("x", Whole())
+    found = calibrate(graph, (gram, wish), data)
+    held = found[wish]["values"].astype(np.float64)[:7, 0]  # a quarter of 30 feeds
+    rest = Trials(graph, found).statistics[gram]
+    assert rest["count"] == 23
+    taught = [feed["x"][0] for feed in data if not (feed["x"] == held).all(axis=1).any()]
+    rows = np.array(taught, np.float64)
+    np.testing.assert_allclose(rest["gram"][0], rows.T @ rows, rtol=1e-9)
