@@ -189,13 +189,10 @@ class Quantize(Pass):
                 known[Observation(wish.value, Range())] = {key: found[key] for key in ("low", "high")}
         trials = Trials(graph, known)
         context = Context(trials.statistics, slower=slower)
-        step = self.model_copy(update={"rounding": "nearest"}) if self.rounding == BEST else self
-        choices = [RANGES] if self.calibrate == BEST else []
-        choices += [ROUNDINGS] if self.rounding == BEST else []
-        for ways in choices:
-            inner = step.model_copy(update={"io": "float"})
-            step = step.model_copy(update=trials.best(ways, partial(_tried, inner, graph, context)))
-        return step, known
+        inner = self.model_copy(update={"io": "float"})
+        ranges = RANGES if self.calibrate == BEST else ({},)
+        ways = [{**one, **two} for two in (ROUNDINGS if self.rounding == BEST else ({},)) for one in ranges]
+        return self.model_copy(update=trials.best(ways, partial(_tried, inner, graph, context))), known
 
     @property
     def _is_open(self) -> bool:
@@ -210,7 +207,7 @@ class Quantize(Pass):
                 continue
             if options[node].rounding != "nearest":
                 yield layer.gram
-            if options[node].bias_correction:
+            if options[node].bias_correction or options[node].rounding == BEST:
                 yield layer.total
 
     def _borders(self, graph: Graph) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from tests.bench.quantizers import (
     with_nncf,
     with_onnxruntime,
 )
-from tests.bench.tasks import TASKS, Figures, Rows, Task, reconstruction
+from tests.bench.tasks import TASKS, Figures, Rows, Task
 from tests.conftest import find_shared
 
 KEPT = Path("build/accuracy")
@@ -88,7 +88,11 @@ class Bench:
 
     def figures(self, method: str, again: bool) -> Figures:
         """How good `method` is here: remembered, or measured on every test row."""
-        what = (method, len(self.rows.test), *([GRAPHC[method], VERSION] if method in GRAPHC else []))
+        what = (
+            method,
+            sha256(self.rows.test.tobytes()).hexdigest(),
+            *([GRAPHC[method], VERSION] if method in GRAPHC else []),
+        )
         kept = KEPT / f"{self.name}-{sha256(repr(what).encode()).hexdigest()[:12]}.json"
         if kept.exists() and not again:
             found: dict[str, float] = json.loads(kept.read_text())
@@ -100,14 +104,13 @@ class Bench:
                 raise
             print(f"{self.name}: {method} fails: {error}", file=sys.stderr)
             return {"failed": float("nan")}
-        score = self.task.score if self.name != "autoencoder" else reconstruction(self.rows.test)
-        figures = {**score(outputs, self._reference(outputs, method), self.rows.labels)}
+        figures = {**self.task.score(outputs, self._reference(outputs, method), self.rows)}
         kept.write_text(json.dumps(figures))
         return figures
 
     def _reference(self, outputs: Array, method: str) -> Array:
         """The float model's outputs, computed once."""
-        path = self.model.folder / f"float-{len(self.rows.test)}.npy"
+        path = self.model.folder / f"float-{sha256(self.rows.test.tobytes()).hexdigest()[:12]}.npy"
         if not path.exists():
             np.save(path, outputs if method == FLOAT else self._outputs(of_onnx(self.model.path)))
         found: Array = np.load(path)
@@ -130,14 +133,17 @@ class Bench:
         sign = 1 if self.task.higher else -1
         values = {method: sign * next(iter(figures.values())) for method, figures in found.items()}
         own = values["graphc"]
-        few = len(self.rows.test) < 1500 and self.rows.labels is not None
-        room = 300 / len(self.rows.test) if few else 0.2
+        few = len(self.rows.test) < 1500
+        room = 0.0 if self.rows.labels is None else 300 / len(self.rows.test) if few else 0.2
         peers = [value for method, value in values.items() if method in PEERS and np.isfinite(value)]
         problems = []
         if peers and own < max(peers) - room - 1e-9:
             problems.append(f"{max(peers) - own:.2f} below the best peer (room: {room:.2f})")
         if self.task.drop is not None and own < values[FLOAT] - self.task.drop - 1e-9:
             problems.append(f"{values[FLOAT] - own:.2f} below float (room: {self.task.drop})")
+        for name, limit in self.task.limits.items():
+            if not found["graphc"][name] <= limit:
+                problems.append(f"{name} {found['graphc'][name]:.4g} (at most {limit:g})")
         return "; ".join(problems)
 
 
