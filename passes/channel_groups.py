@@ -73,7 +73,7 @@ class _Analysis:
                     zip((tie.left + starts[tie.a]).tolist(), (tie.right + starts[tie.b]).tolist(), strict=True)
                 )
         stay = self._staying(starts)
-        axes, reasons = list(starts), {axis: why for axis, why in self._pins.items() if "#" not in axis[0]}
+        axes, reasons = list(starts), {axis: why for axis, why in self._pins.items() if axis[0] in self._graph.types}
         places = np.array([starts[axis] for axis in axes], np.int64)
         families: dict[tuple[Axis, ...], list[Elements]] = {}
         for component in nx.connected_components(view):
@@ -86,8 +86,11 @@ class _Analysis:
         return ChannelGroups(tuple(self._family(*each) for each in families.items()), reasons)
 
     def _family(self, axes: tuple[Axis, ...], groups: list[Elements]) -> Family:
-        ordered = sorted(groups, key=lambda parts: int(parts[axes[0]][0]))
-        return Family(axes, tuple(ordered), not self._heads.isdisjoint(axes))
+        """Without the axes of factors, which are no values."""
+        real = tuple(axis for axis in axes if axis[0] in self._graph.types)
+        parts = [{axis: group[axis] for axis in real} for group in groups]
+        ordered = sorted(parts, key=lambda group: int(group[real[0]][0])) if real else []
+        return Family(real, tuple(ordered), not self._heads.isdisjoint(axes))
 
     def _read(self) -> None:
         """Ask the rules; what no rule speaks of is pinned."""

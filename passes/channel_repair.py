@@ -14,7 +14,7 @@ cut graph and results Y of the dense one (its channels that stay):
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,15 +23,15 @@ from graphc.ir.edit import with_constants
 from graphc.ir.graph import Array, Graph, Node
 from graphc.passes.channel_cut import select
 from graphc.passes.channel_groups import Elements
-from graphc.passes.channel_walk import Walk, flat
-from graphc.passes.layers import Layer, layer_of, unfold
+from graphc.passes.channel_walk import Walk, drawn, flat
+from graphc.passes.layers import Floats, Layer, layer_of, some_rows
 from graphc.passes.protocol import Context
 
 Doubles = npt.NDArray[np.float64]
 Repair = Literal["none", "bias", "batch_norm", "least_squares"]
 
 RIDGE = 1e-4
-ROWS = 1 << 18
+ROWS = 1 << 17
 """Rows of a layer that enter its equations, spread evenly over feeds, drawn within each."""
 
 
@@ -183,15 +183,12 @@ class _Repair:
 
     def _equations(self, layer: Layer, node: Node) -> Equations:
         equations, random = Equations(), np.random.default_rng(0)
-        most = max(ROWS // self._count, 1)
         for values, wanted in zip(self._now.values[layer.value], self._targets(node), strict=True):
-            rows = np.concatenate(list(unfold(values, layer.rows)), axis=1)  # type: ignore[arg-type]
             goal = flat(wanted) if layer.rows.kernel else wanted.reshape(-1, wanted.shape[-1])
-            goal = goal.reshape(len(goal), len(rows), -1).transpose(1, 0, 2)
-            if rows.shape[1] > most:
-                chosen = random.choice(rows.shape[1], most, replace=False)
-                rows, goal = rows[:, chosen], goal[:, chosen]
-            equations.add(rows, goal)  # type: ignore[arg-type]
+            chosen = drawn(len(goal), max(ROWS // self._count, 1), random)
+            rows = some_rows(cast(Floats, values), layer.rows, chosen)
+            targets = goal[chosen].reshape(len(chosen), layer.rows.groups, -1).transpose(1, 0, 2)
+            equations.add(rows, cast(Floats, targets))
         return equations
 
     def _estimate(self, node: Node) -> None:

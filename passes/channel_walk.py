@@ -9,6 +9,7 @@ from dataclasses import replace
 from math import prod
 
 import numpy as np
+import numpy.typing as npt
 
 from graphc.ir.graph import Array, Graph, Node
 from graphc.passes.protocol import Observation, Statistics, Whole
@@ -100,6 +101,11 @@ class Walk:
             self.values.update({name: [self.constants[name]] * self._count for name in node.results})
         for name in node.reads:
             self.release(name)
+
+
+def drawn(count: int, most: int, random: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Numbers below `count`: all, or `most` of them, drawn."""
+    return np.arange(count) if count <= most else random.choice(count, most, replace=False)
 
 
 def flat(values: Array) -> Array:

@@ -19,6 +19,7 @@ By data, at the layers that read the channels, with G = X^T X of their rows:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +28,8 @@ from graphc.errors import InputError
 from graphc.ir.graph import Array, Graph, Node
 from graphc.passes.channel_groups import Elements, Family
 from graphc.passes.channel_rules import Axis, Indices
-from graphc.passes.channel_walk import Walk
-from graphc.passes.layers import Layer, layer_of, unfold
+from graphc.passes.channel_walk import Walk, drawn
+from graphc.passes.layers import Floats, Layer, layer_of, row_count, some_rows
 from graphc.passes.protocol import Context, Rows
 
 Doubles = npt.NDArray[np.float64]
@@ -38,7 +39,7 @@ BY_GRADIENTS = ("taylor", "fisher")
 BY_DATA = ("energy", "hessian", "reconstruction")
 
 RIDGE = 1e-4
-ROWS = 1 << 17
+ROWS = 1 << 16
 """Rows of a layer that enter its Gram matrix."""
 STEPS = 64
 """Times that the remaining weights make up for what went, per family."""
@@ -207,16 +208,13 @@ def grams(
     """X^T X of the rows of layers, [groups, K, K], from one walk."""
     wanted = {(layer.value, layer.rows): layer for layer in layers}
     walk, random = Walk(graph, feeds, [name for name, _ in wanted]), np.random.default_rng(0)
-    most = max(ROWS // len(feeds), 1)
     order = {name: place for place, node in enumerate(graph.nodes) for name in node.results}
     found: dict[tuple[str, Rows], Doubles] = {}
     for done, (key, layer) in enumerate(sorted(wanted.items(), key=lambda each: order.get(each[0][0], -1))):
         context.progress("statistics", done / len(wanted))
-        for values in walk.through_value(layer.value):
-            rows = np.concatenate(list(unfold(values, layer.rows)), axis=1)  # type: ignore[arg-type]
-            if rows.shape[1] > most:
-                rows = rows[:, random.choice(rows.shape[1], most, replace=False)]
-            rows = rows.astype(np.float32)
+        for values in cast(list[Floats], walk.through_value(layer.value)):
+            chosen = drawn(row_count(values, layer.rows), max(ROWS // len(feeds), 1), random)
+            rows = some_rows(values, layer.rows, chosen).astype(np.float32)
             found[key] = (rows.transpose(0, 2, 1) @ rows).astype(np.float64) + found.get(key, 0.0)
         walk.release(layer.value)
     return found

@@ -116,8 +116,36 @@ def unfold(values: Floats, rows: Rows) -> Iterator[Floats]:
         yield _unfold(values[start : start + taken], rows)
 
 
+def row_count(values: Floats, rows: Rows) -> int:
+    """How many rows `values` has."""
+    if not rows.kernel:
+        return int(values.size) // int(values.shape[-1])
+    places = tuple(int(size) for size in _windows_of(values, rows).shape[2 : 2 + len(rows.kernel)])
+    return len(values) * prod(places)
+
+
+def some_rows(values: Floats, rows: Rows, chosen: npt.NDArray[np.int64]) -> Floats:
+    """The rows of `values` with these numbers, [groups, n, K], in the order of `unfold`."""
+    if not rows.kernel:
+        flat = values.reshape(-1, rows.groups, values.shape[-1] // rows.groups)
+        return flat[chosen].transpose(1, 0, 2)
+    windows, rank = _windows_of(values, rows), len(rows.kernel)
+    batch, *places = np.unravel_index(chosen, (len(windows), *windows.shape[2 : 2 + rank]))
+    picked: Floats = np.moveaxis(windows, 1, 1 + rank)[(batch, *places)]
+    return picked.reshape(len(chosen), rows.groups, -1).transpose(1, 0, 2)
+
+
 def _unfold(values: Floats, rows: Rows) -> Floats:
     """im2col: values [B, C, *S] -> [groups, B * places, C / groups * kernel]."""
+    windows, rank = _windows_of(values, rows), len(rows.kernel)
+    batch, channels = windows.shape[:2]
+    grouped = windows.reshape(batch, rows.groups, channels // rows.groups, *windows.shape[2:])
+    order = (1, 0, *range(3, 3 + rank), 2, *range(3 + rank, 3 + 2 * rank))
+    return grouped.transpose(order).reshape(rows.groups, batch * prod(windows.shape[2 : 2 + rank]), -1)
+
+
+def _windows_of(values: Floats, rows: Rows) -> Floats:
+    """values [B, C, *S] -> a view [B, C, *places, *kernel] of them, padded."""
     rank = len(rows.kernel)
     begins, ends = rows.pads[:rank], rows.pads[rank:]
     padded = np.pad(values, [(0, 0), (0, 0), *zip(begins, ends, strict=True)])
@@ -125,11 +153,7 @@ def _unfold(values: Floats, rows: Rows) -> Floats:
     windows = np.lib.stride_tricks.sliding_window_view(padded, reach, tuple(range(2, 2 + rank)))
     places = tuple(slice(None, None, stride) for stride in rows.strides)
     inside = tuple(slice(None, None, dilation) for dilation in rows.dilations)
-    windows = windows[(slice(None), slice(None), *places, *inside)]
-    batch, channels = windows.shape[:2]
-    grouped = windows.reshape(batch, rows.groups, channels // rows.groups, *windows.shape[2:])
-    order = (1, 0, *range(3, 3 + rank), 2, *range(3 + rank, 3 + 2 * rank))
-    return grouped.transpose(order).reshape(rows.groups, batch * prod(windows.shape[2 : 2 + rank]), -1)
+    return windows[(slice(None), slice(None), *places, *inside)]
 
 
 def _windows(node: Node, shape: tuple[int, ...]) -> Rows | None:

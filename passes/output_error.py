@@ -9,6 +9,7 @@ import numpy as np
 
 from graphc.ir.graph import Array, Graph
 
+TRIED = 64
 Feeds = Sequence[Mapping[str, Array]]
 
 
@@ -19,6 +20,12 @@ def outputs(graph: Graph, original: Graph, feeds: Feeds) -> list[list[Array]]:
     names = _ends(original, graph)
     session = Session(graph, taps=names, optimize=False)
     return [[found[name] for name in names] for found in map(session.run, feeds)]
+
+
+def few(feeds: Feeds) -> Feeds:
+    """Some of the feeds, spread evenly: TRIED rows, so that many changes can be tried."""
+    rows = max((array.shape[0] for array in feeds[0].values() if array.ndim), default=1)
+    return feeds[:: max(len(feeds) * rows // TRIED, 1)]
 
 
 def distance(expected: list[list[Array]], found: list[list[Array]]) -> float:

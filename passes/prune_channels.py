@@ -23,11 +23,8 @@ from graphc.passes.channel_groups import ChannelGroups, Elements, Family, channe
 from graphc.passes.channel_repair import Repair, repaired
 from graphc.passes.channel_walk import feeds_of, feeds_wanted
 from graphc.passes.channel_worth import BY_DATA, Worth
-from graphc.passes.output_error import distance, outputs
+from graphc.passes.output_error import distance, few, outputs
 from graphc.passes.protocol import Context, Observation, has_weights
-
-TRIED = 64
-"""Feeds on which the sensitivity of the outputs is measured."""
 
 
 class Options(Protocol):
@@ -140,7 +137,7 @@ class _Cutting:
 
     def _scaled(self, rungs: Sequence[Rung]) -> tuple[Rung, ...]:
         """Errors as the outputs feel them: half of each family goes, alone, on some of the feeds."""
-        feeds = self._feeds[:: max(len(self._feeds) // TRIED, 1)]
+        feeds = few(self._feeds)
         expected = outputs(self._graph, self._graph, feeds)
         found = []
         for place, rung in enumerate(rungs):

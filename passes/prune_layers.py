@@ -19,9 +19,9 @@ from graphc.ir.graph import Array, Graph, Node
 from graphc.ir.views import nodes_view
 from graphc.passes.channel_repair import repaired
 from graphc.passes.channel_walk import Walk, feeds_of, feeds_wanted
-from graphc.passes.output_error import Feeds, distance, outputs
+from graphc.passes.output_error import Feeds, distance, few, outputs
 from graphc.passes.protocol import Context, Observation
-from graphc.passes.prune_channels import TRIED, Options
+from graphc.passes.prune_channels import Options
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,11 +128,11 @@ def _means(graph: Graph, found: Sequence[Block], feeds: Feeds) -> dict[Block, tu
 
 def _felt(graph: Graph, found: Sequence[Block], feeds: Feeds, context: Context) -> Iterator[float]:
     """How far the model's outputs are when each block goes alone."""
-    few = feeds[:: max(len(feeds) // TRIED, 1)]
-    expected = outputs(graph, graph, few)
+    some = few(feeds)
+    expected = outputs(graph, graph, some)
     for done, block in enumerate(found):
         context.progress("sensitivity", done / len(found))
-        yield distance(expected, outputs(without(graph, [block], {}), graph, few))
+        yield distance(expected, outputs(without(graph, [block], {}), graph, some))
 
 
 def _enough(graph: Graph, ordered: Sequence[Block], target: float, of_macs: bool) -> list[Block]:

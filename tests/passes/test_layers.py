@@ -7,7 +7,8 @@ import pytest
 from graphc.calibrate import calibrate
 from graphc.execute import run
 from graphc.ir.graph import Graph
-from graphc.passes.layers import Layer, layer_of, layers, unfold
+from graphc.passes.layers import Layer, layer_of, layers, row_count, some_rows, unfold
+from graphc.passes.protocol import Rows
 from tests.passes.quantized import feeds_of, model, normal, only
 
 CONV = "(float[2,6,9,8] x) => (float[a,b,c,d] y)"
@@ -84,3 +85,17 @@ def test_what_is_no_product_with_constant_weights_is_no_layer() -> None:
     )
     assert layers(graph) == ()
     assert only(graph, "Relu") is graph.nodes[-1]
+
+
+def test_some_rows_are_those_of_unfold() -> None:
+    rng = np.random.default_rng(0)
+    for shape, rows in (
+        ((3, 8, 9, 7), Rows(2, (3, 2), (2, 1), (1, 2), (1, 1, 0, 2))),
+        ((2, 6, 10), Rows(1, (3,), (2,), (1,), (1, 1))),
+        ((4, 5, 12), Rows(3)),
+    ):
+        values = rng.normal(size=shape).astype(np.float32)
+        everything = np.concatenate(list(unfold(values, rows)), axis=1)
+        chosen = rng.permutation(everything.shape[1])[:9]
+        assert row_count(values, rows) == everything.shape[1]
+        np.testing.assert_array_equal(some_rows(values, rows, chosen), everything[:, chosen])
