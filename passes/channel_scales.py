@@ -2,7 +2,8 @@
 
     y = f(W1 x + b1),  z = W2 y      ->      y' = f(s W1 x + s b1) = s y,  z = (W2 / s) y'        s > 0, one per channel
 
-holds where f is positively homogeneous, f(s y) = s f(y) (Relu and its kin, pooling, data movement), and where everybody
+holds where f is positively homogeneous, f(s y) = s f(y) (Relu and its kin, pooling, data movement, the product with
+another value: the gate of a feed-forward layer), and where everybody
 who reads y, or a function of it, is a layer that can take 1 / s into its weights. What y is computed by must take s: a
 layer's weights and bias, the scale and bias of a normalization, or a Mul by constants per channel.
 """
@@ -167,6 +168,7 @@ class _Walk:
         self._readers: list[Reader] = []
         self._passed: list[str] = []
         self._open = [(producer.outputs[0], axis, 1)]
+        self._gates: set[Node] = set()
 
     def link(self) -> Link | str | None:
         """The link; why there is none; or None where no layer reads the result at all."""
@@ -198,10 +200,22 @@ class _Walk:
             rank = len(self._graph.types[user.outputs[0]].dims)
             array = self._graph.constants[user.inputs[operand]]
             self._scaled.append((user, operand, axis - (rank - array.ndim)))
+        elif self._is_gate(user, name):
+            if user in self._gates:
+                return f"{user.label} multiplies it by itself"
+            self._gates.add(user)
         elif user.domain or len(user.results) > 1 or user.op not in (HOMOGENEOUS if axis == 1 else ELEMENTWISE):
             return f"{user.label} reads it, which does not pass factors on"
         self._open.append((user.outputs[0], axis, repeat))
         return ""
+
+    def _is_gate(self, user: Node, name: str) -> bool:
+        """A product with what something else computes: (s a) b = s (a b), as in a gated feed-forward layer."""
+        other = [operand for operand in user.inputs if operand != name]
+        same = self._graph.types[name].shape == self._graph.types[user.outputs[0]].shape
+        return (
+            user.op == "Mul" and not user.domain and len(other) == 1 and other[0] not in self._graph.constants and same
+        )
 
     def _read(self, layer: Layer, name: str, axis: int, repeat: int) -> str:
         user = layer.node

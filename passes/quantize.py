@@ -84,7 +84,9 @@ class Quantize(Pass):
         int | None, Field(ge=2, description="one weight scale for so many weights along a channel's sum")
     ] = None
     symmetric_weights: Annotated[bool, Field(description="weights: zero in the middle of the integers")] = True
-    weight_range: Annotated[WeightRange, Field(description="how the grid of integer weights is chosen")] = "minmax"
+    weight_range: Annotated[
+        WeightRange, Field(description="how the grid of integer weights is chosen; output needs data")
+    ] = "minmax"
     rounding: Annotated[
         Rounding, Field(description="how weights become integers; gptq, adaround and best need calibration data")
     ] = "nearest"
@@ -205,7 +207,7 @@ class Quantize(Pass):
             layer = layer_of(graph, node)
             if layer is None or options[node].weights not in FORMATS:
                 continue
-            if options[node].rounding != "nearest":
+            if options[node].rounding != "nearest" or options[node].weight_range == "output":
                 yield layer.gram
             if options[node].bias_correction or options[node].rounding == BEST:
                 yield layer.total

@@ -35,7 +35,8 @@ class Rounder:
         own = self._options[node]
         method, gram, layer = Method(own.weight_range, own.rounding), None, self._layer(node)
         if method.needs_gram and layer is None:
-            self._context.skip(node, f"its weights are rounded to nearest: {own.rounding} does not know {node.op} so")
+            asked = own.weight_range if own.rounding == "nearest" else own.rounding
+            self._context.skip(node, f"its weights are rounded to nearest: {asked} does not know {node.op} so")
         elif method.needs_gram and layer is not None:
             gram = self._context.statistics[layer.gram]["gram"].astype(np.float64)
             self._context.progress(node.name, self._done / len(self._graph.nodes))

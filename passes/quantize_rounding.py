@@ -7,6 +7,8 @@ small. Rows of grouped convolutions meet one G per group, in order.
 Grids:
 - minmax: from end to end.
 - mse: ends pulled in to where sum (w' - w)^2 is smallest, of 40 shares from 1 down to 0.5.
+- output: as mse, but smallest is the error at the layer's output that the weights of one scale make: J. Lin et al.,
+  "AWQ" (2024), its search for clipping, with each scale's block of G instead of samples. Needs calibration data.
 - hqq: half-quadratic quantization (H. Badri, A. Shaji, 2023): splits off outliers e = shrink_p(w - w'), then fits the
   grid to w - e in closed form, in turns. p = 0.7, 20 turns as in the paper. The paper moves the zero point alone, which
   in ONNX is an integer: here scale and zero point are fitted together (symmetric grids: the scale), and the turn with
@@ -39,7 +41,7 @@ from graphc.passes.quantize_schemes import (
 )
 
 Doubles = npt.NDArray[np.float64]
-WeightRange = Literal["minmax", "mse", "hqq"]
+WeightRange = Literal["minmax", "mse", "output", "hqq"]
 Rounding = Literal["nearest", "gptq", "adaround", "best"]
 
 SHARES = np.linspace(1.0, 0.5, 40)
@@ -64,8 +66,10 @@ class Method:
         `gram` [groups, depth, depth] is what gptq and adaround need; without it they round to nearest.
         """
         parameters = weight_parameters(rows, scheme, least)
-        if self.weight_range == "mse":
-            parameters = _least_squares(rows, parameters, least)
+        if self.weight_range == "mse" or (self.weight_range == "output" and gram is None):
+            parameters = _narrowed(parameters, least, lambda tried: _cost(rows, tried, 2.0))
+        elif self.weight_range == "output" and gram is not None:
+            parameters = _narrowed(parameters, least, lambda tried: _output_cost(rows, tried, gram))
         elif self.weight_range == "hqq":
             parameters = _half_quadratic(rows, parameters, least)
         if self.rounding == "nearest" or gram is None:
@@ -76,7 +80,7 @@ class Method:
 
     @property
     def needs_gram(self) -> bool:
-        return self.rounding != "nearest"
+        return self.rounding != "nearest" or self.weight_range == "output"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,16 +180,26 @@ def _annealing(soft: Doubles, done: float) -> Doubles:
     return slope
 
 
-def _least_squares(rows: Doubles, full: Parameters, least: Doubles | float) -> Parameters:
-    """The grid among those that `SHARES` make of `full` that each scale's weights lose least on."""
-    best, cost = full, _cost(rows, full, 2.0)
+def _narrowed(full: Parameters, least: Doubles | float, cost: Callable[[Parameters], Doubles]) -> Parameters:
+    """The grid among those that `SHARES` make of `full` that costs least, each scale for itself."""
+    best, lowest = full, cost(full)
     for share in SHARES[1:]:
         tried = _scaled(full, full.scale * np.float32(share), least)
-        found = _cost(rows, tried, 2.0)
-        better = found < cost
+        found = cost(tried)
+        better = found < lowest
         best = replace(best, scale=np.where(better, tried.scale, best.scale))
-        cost = np.where(better, found, cost)
+        lowest = np.where(better, found, lowest)
     return best
+
+
+def _output_cost(rows: Doubles, parameters: Parameters, gram: Doubles) -> Doubles:
+    """The squared error at the layer's output that each scale's weights make by themselves, in the scales' shape."""
+    change = (dequantize(quantize(rows, parameters), parameters) - rows).reshape(len(gram), -1, rows.shape[1])
+    size = parameters.group or rows.shape[1]
+    blocks = [slice(start, start + size) for start in range(0, rows.shape[1], size)]
+    costs = [np.einsum("gnk,gnk->gn", change[..., b] @ gram[:, b, b], change[..., b]).ravel() for b in blocks]
+    found = np.stack(costs, axis=1)
+    return np.asarray(found.sum()) if parameters.axis is None else found[:, 0] if parameters.group is None else found
 
 
 def _half_quadratic(rows: Doubles, full: Parameters, least: Doubles | float) -> Parameters:

@@ -46,18 +46,11 @@ GRAPHC: Mapping[str, list[Mapping[str, Any]]] = {
     "graphc minmax": [{**QUANTIZED, "calibrate": "minmax"}],
     "int8 weights": [{"kind": "quantize", "weights": "int8", "activations": "none"}],
     "int4 nearest": [FOUR_BITS],
-    "int4 gptq": [{**FOUR_BITS, "weight_range": "mse", "rounding": "gptq"}],
-    "int4 adaround": [{**FOUR_BITS, "weight_range": "mse", "rounding": "adaround"}],
-    "int4 awq": [{"kind": "awq", "weights": "int4", "group": 32}, FOUR_BITS],
-    "int4 awq gptq": [
-        {"kind": "awq", "weights": "int4", "group": 32},
-        {**FOUR_BITS, "weight_range": "mse", "rounding": "gptq"},
-    ],
+    "int4 gptq": [{**FOUR_BITS, "weight_range": "output", "rounding": "gptq"}],
+    "int4 adaround": [{**FOUR_BITS, "weight_range": "output", "rounding": "adaround"}],
+    "int4 awq": [{"kind": "awq", "weights": "int4", "group": 32}, {**FOUR_BITS, "weight_range": "output"}],
 }
-"""What a spec says after `fold`. The first is the one that is compared; the others show what its options give.
-
-Those with weights alone are judged as the exported model.onnx in onnxruntime: their kernels are not all there yet.
-"""
+"""What a spec says after `fold`. The first is the one that is compared; the others show what its options give."""
 USUAL = (FLOAT, "graphc", "graphc nearest", "graphc minmax", *PEERS)
 
 
@@ -121,7 +114,7 @@ class Bench:
 
     def _run(self, method: str) -> Run:
         if method in GRAPHC:
-            return with_graphc(self.model, method, GRAPHC[method], compiled=method in USUAL)
+            return with_graphc(self.model, method, GRAPHC[method])
         if method == FLOAT:
             return of_onnx(self.model.path)
         if method == "nncf":

@@ -55,8 +55,8 @@ def of_onnx(path: Path) -> Run:
     return run
 
 
-def with_graphc(model: Model, method: str, passes: Sequence[Mapping[str, Any]], compiled: bool) -> Run:
-    """The compiled artifact of these passes, on this machine; else its model.onnx in onnxruntime."""
+def with_graphc(model: Model, method: str, passes: Sequence[Mapping[str, Any]]) -> Run:
+    """The compiled artifact of these passes, on this machine."""
     data = model.folder / "calibration.npz"
     np.savez(data, **{model.name: model.calibration})  # type: ignore[arg-type]
     spec = {
@@ -64,11 +64,9 @@ def with_graphc(model: Model, method: str, passes: Sequence[Mapping[str, Any]], 
         "model": {"path": str(model.path), "inputs": {model.name: list(model.shape)}},
         "data": {"calibration": {"path": str(data)}},
         "passes": [{"kind": "fold"}, *passes],
-        "targets": [{"cpu": "native"}] if compiled else [],
+        "targets": [{"cpu": "native"}],
     }
     build = graphc.compile(None, spec, out=model.folder / method.replace(" ", "_"))
-    if not compiled:
-        return of_onnx(build.model)
     runner = build.open()
     return lambda row: np.asarray(runner(row.reshape(model.shape)))
 

@@ -60,7 +60,12 @@ def multiplied() -> Graph:
     return model("(float[1,5,8] x) => (float[1,5,4] y)", body, g=uneven(8), h=normal(1, 1, 8), w=normal(8, 4))
 
 
-GRAPHS = {each.__name__: each for each in (convolutions, grouped, flattened, normalized, multiplied)}
+def gated() -> Graph:
+    body = "a = MatMul (x, w)\nb = MatMul (x, v)\ns = Sigmoid (b)\ng = Mul (s, a)\ny = MatMul (g, u)"
+    return model("(float[1,5,8] x) => (float[1,5,4] y)", body, w=uneven(8, 6, axis=1), v=normal(8, 6), u=normal(6, 4))
+
+
+GRAPHS = {each.__name__: each for each in (convolutions, grouped, flattened, normalized, multiplied, gated)}
 PASSES: dict[str, Pass] = {
     "equalize": Equalize(), "smooth_quant": SmoothQuant(), "awq": Awq(weights="int4", group=4)
 }  # fmt: skip
@@ -143,6 +148,7 @@ def test_awq_makes_rounded_weights_better_for_the_output(name: str) -> None:
         ("a = Conv (x, w)\nr = Clip (a, low, high)\ny = Conv (r, v)", "Clip '.*' reads it, which does not pass"),
         ("a = Conv (x, w)\nr = Relu (a)\nb = Conv (r, v)\ny = Add (b, a)", "Add '.*' reads it, which does not pass"),
         ("a = Conv (x, w)\nr = Sigmoid (a)\ny = Conv (r, v)", "Sigmoid '.*' reads it"),
+        ("a = Conv (x, w)\nr = Relu (a)\nm = Mul (a, r)\ny = Conv (m, v)", "Mul '.*' multiplies it by itself"),
     ],
 )
 def test_what_does_not_pass_factors_on_is_left_alone_with_a_reason(body: str, reason: str) -> None:
@@ -156,6 +162,12 @@ def test_what_does_not_pass_factors_on_is_left_alone_with_a_reason(body: str, re
 def test_links_name_the_layers_that_read_a_producer() -> None:
     (link,) = (each for each in links(normalized()) if isinstance(each, Link))
     assert (link.producer.op, link.channels, len(link.readers)) == ("LayerNormalization", 8, 2)
+
+
+def test_a_gate_passes_factors_on() -> None:
+    graph = gated()
+    (link,) = (each for each in links(graph) if isinstance(each, Link))
+    assert (link.producer.outputs, link.passed) == (("a",), ("a", "g"))
 
 
 @pytest.mark.parametrize("kind", PASSES)

@@ -75,8 +75,21 @@ def test_ranges_are_better_by_their_own_measure(scheme: Scheme) -> None:
     assert squares(weights, "hqq", scheme, 0.7) < squares(weights, "minmax", scheme, 0.7)
 
 
+@pytest.mark.parametrize("scheme", [SYMMETRIC, ASYMMETRIC, Scheme(FORMATS["int4"]), Scheme(FORMATS["int4"], False)],
+                         ids=["symmetric", "asymmetric", "channels", "one"])  # fmt: skip
+def test_ranges_for_the_output_are_better_there(scheme: Scheme) -> None:
+    weights, gram = layer(groups=2)
+    weights = weights + np.random.default_rng(1).standard_t(3, weights.shape)
+    # Loud and quiet inputs; independent of each other, as scales are chosen one by one.
+    diagonal = gram * np.diag(np.logspace(0, 4, gram.shape[1]))
+    mine, theirs = (error(Method(each), weights, diagonal, scheme) for each in ("output", "mse"))
+    assert mine < theirs
+
+
 @settings(deadline=None, max_examples=30)
-@given(st.integers(0, 10_000), st.sampled_from(["minmax", "mse", "hqq"]), st.sampled_from(["nearest", "gptq"]))
+@given(
+    st.integers(0, 10_000), st.sampled_from(["minmax", "mse", "output", "hqq"]), st.sampled_from(["nearest", "gptq"])
+)
 def test_more_bits_are_never_worse(seed: int, weight_range: WeightRange, rounding: Rounding) -> None:
     weights, gram = layer(seed=seed)
     method = Method(weight_range, rounding)
