@@ -83,7 +83,7 @@ def test_ranges_for_the_output_are_better_there(scheme: Scheme) -> None:
     # Loud and quiet inputs; independent of each other, as scales are chosen one by one.
     diagonal = gram * np.diag(np.logspace(0, 4, gram.shape[1]))
     mine, theirs = (error(Method(each), weights, diagonal, scheme) for each in ("output", "mse"))
-    assert mine < theirs
+    assert mine < theirs if scheme.per_channel else mine <= theirs  # a single scale may be the same
 
 
 @settings(deadline=None, max_examples=30)
