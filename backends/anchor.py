@@ -29,7 +29,8 @@ class Anchor:
     attributes: Any
     x: Any
     weights: tuple[Any, ...]
-    """One buffer, or those of a decoder in the order of `Layout.operands`; none for a pool."""
+    """One buffer; those of a decoder in the order of `Layout.operands`; `starts`, `index` and `values` of sparse ones;
+    none for a pool."""
     accumulator: Any
     variables: tuple[Any, ...]
     """The output position in the epilogue."""
@@ -67,7 +68,8 @@ def find(function: Any, target: Target) -> Anchor | None:
     operands = _operands(anchor)
     if not operands or not isinstance(out.body, tirx.BufferStore):
         return None
-    x, nest, padded = operands[0], None, None
+    info = json.loads(str(anchor.annotations["graphc.anchor"]))
+    x, nest, padded = operands.pop(2 if info.get("sparse") else 0), None, None  # after what its place is read from
     if before:
         if not before[0].body.buffer.same_as(x):
             return None
@@ -78,7 +80,6 @@ def find(function: Any, target: Target) -> Anchor | None:
     places = list(out.body.indices)
     if len(places) != len(variables) or any(not i.same_as(v) for i, v in zip(places, variables, strict=True)):
         return None
-    info = json.loads(str(anchor.annotations["graphc.anchor"]))
     if [int(axis.dom.extent) for axis in out.iter_vars] != _result(info):
         return None  # a broadcast that grew: several outputs share one sum
     return Anchor(
@@ -86,7 +87,7 @@ def find(function: Any, target: Target) -> Anchor | None:
         tuple(function.params),
         function.attrs,
         x,
-        tuple(operands[1:]),
+        tuple(operands),
         sums,
         variables,
         out.body,

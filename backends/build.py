@@ -24,6 +24,7 @@ from graphc.backends.worker import Job, Server, Watcher, note
 from graphc.borders import input_grids, output_grids
 from graphc.errors import UnsupportedError
 from graphc.ir import Graph
+from graphc.ir.sparse import densified
 from graphc.ir.text import fingerprint
 from graphc.progress import Progress, silent
 
@@ -68,7 +69,7 @@ def build_uncached(
     grids = {**input_grids(graph), **output_grids(graph)}
     quantization = {name: Quantization(grid.scale, grid.zero_point) for name, grid in grids.items()}
     return build_integerized(
-        integerize(decompose(graph, kernels=True)),
+        integerize(decompose(densified(graph), kernels=True)),
         target,
         folder,
         server,

@@ -18,14 +18,16 @@ import numpy as np
 from tvm import te, tirx
 
 from graphc.backends.compute_coded import coded_operand
+from graphc.backends.compute_sparse import Skipping, SparseOperand, Weights, described, sparse_operand
 from graphc.backends.compute_winograd import WinogradConvolution
+from graphc.backends.cycles import Contraction, direct
 from graphc.backends.decode import Decoder
 from graphc.backends.dot import DOTS, dot_product
 from graphc.backends.dot import Kind as DotKind
 from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
-from graphc.backends.tiles import winograd_block
+from graphc.backends.tiles import SMALL, winograd_block
 from graphc.backends.window import Window, window
-from graphc.backends.winograd import KERNEL, choose
+from graphc.backends.winograd import KERNEL, choose, cycles
 from graphc.ir import Array, Node
 
 Kind = Literal["dense", "depthwise", "grouped"]
@@ -62,8 +64,18 @@ class Convolution:
     def blocks(self) -> int:
         return -(-self.filters // self.block)
 
-    def description(self, batch: int, shift: int, padding: int, coded: Mapping[str, Any] | None) -> str:
-        """What the schedule rules read from the anchor's annotation; `coded` describes weights that are decoded.
+    def work(self, batch: int) -> Contraction:
+        """What a kernel of this has to do."""
+        span = self.window
+        rows, columns = batch * prod(span.output[:-1]), span.output[-1]
+        if prod(span.output) <= SMALL or (prod(span.kernel), prod(span.strides)) == (1, 1):
+            rows, columns = 1, rows * columns
+        size = 1 if self.step > 1 else 4
+        depth = self.depth * prod(span.kernel)
+        return Contraction(rows, columns, depth, self.filters, self.step, size, self.dot == "amx")
+
+    def description(self, batch: int, shift: int, padding: int, weights: Mapping[str, Any]) -> str:
+        """What the schedule rules read from the anchor's annotation; `weights` describes those that are not plain.
 
         `shift` is added to inputs, those of value `padding` around them too.
         """
@@ -85,7 +97,7 @@ class Convolution:
                 "depth": self.depth,
                 "shift": shift,
                 "padding": padding,
-                "coded": coded,
+                **weights,
                 "multiplier": self.filters // self.groups if self.kind == "depthwise" else 0,
             }
         )
@@ -176,11 +188,11 @@ def padded(x: te.Tensor, span: Window, value: Any, depth: int = 0) -> te.Tensor:
 
 
 def accumulate(
-    conv: Convolution, x: te.Tensor, weights: te.Tensor | Decoder, dtype: str, pad_value: Any, shift: int = 0
+    conv: Convolution, x: te.Tensor, weights: Weights, dtype: str, pad_value: Any, shift: int = 0
 ) -> te.Tensor:
     """Sums of (x + shift) * w in `dtype`: (N, *output, blocks, block) when dense, else (N, *output, O).
 
-    A decoder gives the weights of dense convolutions of floats.
+    A decoder gives the weights of dense convolutions of floats; those with blocks of zeros skip them.
     """
     span = conv.window
     source = padded(x, span, pad_value, conv.depth if conv.kind == "dense" and not conv.columns else 0)
@@ -192,11 +204,7 @@ def accumulate(
 
     n = x.shape[0]
     tensor: Any = weights
-    attributes = {
-        "graphc.anchor": conv.description(
-            int(n), shift, int(pad_value.value), weights.layout.description() if isinstance(weights, Decoder) else None
-        )
-    }
+    attributes = {"graphc.anchor": conv.description(int(n), shift, int(pad_value.value), described(weights))}
 
     def shifted(value: Any) -> Any:
         return value.astype(dtype) + tirx.const(shift, dtype) if shift else value.astype(dtype)
@@ -224,16 +232,21 @@ def accumulate(
             attrs=attributes,
         )
 
+    tap: Any = tirx.const(0)
+    for position, extent in zip(taps, span.kernel, strict=True):
+        tap = tap * extent + position
+    blocks = weights.axes() if isinstance(weights, Skipping) else []
+
     def term(*i: Any) -> Any:
+        if isinstance(weights, Skipping):
+            channel, w = weights.input(i[-2], tap, blocks), weights.weight(i[-2], tap, blocks, i[-1], dtype)
+            return te.sum(shifted(source[(i[0], *at(i), channel)]) * w, axis=[*taps, *blocks])
         if isinstance(weights, Decoder):
-            tap: Any = tirx.const(0)
-            for position, extent in zip(taps, span.kernel, strict=True):
-                tap = tap * extent + position
             return te.sum(source[(i[0], *at(i), c)] * weights(i[-2], tap, c, i[-1]), axis=[*taps, c])
         inner, outer = c, taps
         if conv.columns:
-            for tap, extent in zip(taps, _column_strides(conv), strict=True):
-                inner = inner + tap * extent
+            for each, extent in zip(taps, _column_strides(conv), strict=True):
+                inner = inner + each * extent
             outer = []
         place = (inner, i[-1]) if conv.step == 1 else (inner // conv.step, i[-1], inner % conv.step)
         return te.sum(
@@ -254,22 +267,27 @@ def sum_at(conv: Convolution, acc: te.Tensor, i: Sequence[Any]) -> Any:
     return acc[(*i[:-1], i[-1] // conv.block, i[-1] % conv.block)] if conv.kind == "dense" else acc[tuple(i)]
 
 
-Reader = Callable[[Sequence[te.Tensor]], te.Tensor | Decoder]
+Reader = Callable[[Sequence[te.Tensor]], Weights]
 """What `accumulate` takes as weights, given the tensors that a kernel gets for them."""
+
+
+def plain(tensors: Sequence[te.Tensor]) -> te.Tensor:
+    """The reader of one packed tensor."""
+    return tensors[0]
 
 
 def packed_weights(state: Lowering, conv: Convolution, name: str) -> tuple[list[Any], Reader]:
     """(what to pass for weights, how to read it): packed at compile time, coded, or packed by a kernel."""
     weights = state.weights(name)
     if weights is not None:
-        return [state.parameter(pack(conv, weights), name)], lambda tensors: tensors[0]
+        return [state.parameter(pack(conv, weights), name)], plain
     if conv.kind == "dense" and len(conv.window.kernel) == 2:
         outputs, taps = conv.filters, prod(conv.window.kernel)
         coded = coded_operand(state, name, lambda w: w.reshape(outputs, -1), conv.block, taps)
         if coded is not None:
             return list(coded.operands), coded.decoder
     packed = state.emit(lambda w: packed_on_the_fly(conv, w), state.value(name), name="pack", pattern=OPAQUE)
-    return [packed], lambda tensors: tensors[0]
+    return [packed], plain
 
 
 def winograd(state: Lowering, node: Node, conv: Convolution) -> WinogradConvolution | None:
@@ -285,13 +303,37 @@ def winograd(state: Lowering, node: Node, conv: Convolution) -> WinogradConvolut
     return WinogradConvolution(filtering, span, kind.dims[0], conv.size, conv.channels, conv.filters, block)
 
 
+def _filtering_cycles(state: Lowering, conv: Convolution, fast: WinogradConvolution) -> float:
+    return cycles(fast.filtering, state.target, fast.batch, conv.window.output, conv.channels, conv.filters)
+
+
+def skipping(
+    state: Lowering, node: Node, conv: Convolution, weights: Array, dense: float | None = None
+) -> SparseOperand | None:
+    """Constant weights (O, I, *K) without their blocks of zeros, None where that is no faster than `dense` cycles, or
+    than the direct sum.
+    """
+    if conv.kind != "dense" or len(conv.window.kernel) != 2:
+        return None
+    work = conv.work(state.type(node.inputs[0]).dims[0])
+    by_tap = weights.reshape(*weights.shape[:2], -1)
+    return sparse_operand(state, node, by_tap, work, dense or direct(work, state.target))
+
+
 @computes("graphc.nhwc", "Conv")
 def conv(state: Lowering, node: Node) -> Sequence[Any]:
     """y = conv(x, w) + bias in the operands' floating type."""
     shape = convolution(state, node)
     dtype = state.type(node.inputs[0]).dtype.name
-    fast = winograd(state, node, shape)
-    if fast is None:
+    fast, array = winograd(state, node, shape), state.constant(node.inputs[1])
+    sparse: SparseOperand | None = None
+    reader: Reader = plain
+    if array is not None and array.dtype == np.float32:
+        sparse = skipping(state, node, shape, array, _filtering_cycles(state, shape, fast) if fast else None)
+    if sparse is not None:
+        fast, weights, reader = None, list(sparse.operands), sparse.skipping
+        shape = replace(shape, block=state.target.lanes(32))
+    elif fast is None:
         weights, reader = packed_weights(state, shape, node.inputs[1])
     else:
         weights = fast.operands(state, state.graph.constants[node.inputs[1]], node.inputs[1])

@@ -15,7 +15,7 @@ from tvm import te, tirx
 from graphc.backends import compute_conv, compute_matmul, rounding
 from graphc.backends.compute_decode import limits
 from graphc.backends.compute_pool import counts, pool_window, window_sum
-from graphc.backends.dot import DOTS, Dot, dot_product
+from graphc.backends.dot import DOTS, VECTORS, Dot, dot_product
 from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
 from graphc.backends.tiles import channel_block
 from graphc.errors import UnsupportedError
@@ -102,14 +102,18 @@ def conv(state: Lowering, node: Node) -> Sequence[Any]:
     wide = state.type(node.inputs[0]).bits > 8  # then the instruction takes 16-bit operands on either side
     shape = compute_conv.convolution(state, node, np.dtype(np.int16) if wide else weights.dtype)
     dot = Dot.of(shape.dot)
+    weights = weights.astype(dot.weights if shape.kind == "dense" else weights.dtype)
+    sparse = compute_conv.skipping(state, node, shape, weights) if dot.kind in VECTORS else None
+    if sparse is not None:
+        dot = DOTS[VECTORS[dot.kind]]
+        shape = dataclasses.replace(shape, block=state.target.lanes(32), dot=dot.kind)
     zero_point = node.get_int("x_zero_point", 0)
     # Dense kernels add plain products and pad with the zero point; the others skip padding, so they must subtract it.
     shift = dot.shift(state.type(node.inputs[0]).dtype, zero_point) if shape.kind == "dense" else -zero_point
-    weights = weights.astype(dot.weights if shape.kind == "dense" else weights.dtype)
     taken = (zero_point + shift) * weights.reshape(shape.filters, -1).astype(np.int64).sum(axis=1)
     bias, scales = _bias(state, node, shape.filters), _scale(state, node, shape.filters)
     operands = [
-        state.parameter(compute_conv.pack(shape, weights), node.inputs[1]),
+        *(sparse.operands if sparse else [state.parameter(compute_conv.pack(shape, weights), node.inputs[1])]),
         state.parameter((bias - taken).astype(bias.dtype), node.inputs[2] or "bias"),
         state.parameter(scales, node.inputs[3] or "scale"),
     ]
@@ -117,7 +121,9 @@ def conv(state: Lowering, node: Node) -> Sequence[Any]:
     dtype = state.type(node.inputs[0]).dtype.name
     output = state.type(node.outputs[0]).dims
 
-    def define(x: te.Tensor, w: te.Tensor, bias: te.Tensor, scale: te.Tensor) -> te.Tensor:
+    def define(x: te.Tensor, *rest: te.Tensor) -> te.Tensor:
+        *given, bias, scale = rest
+        w = sparse.skipping(given) if sparse else given[0]
         acc = compute_conv.accumulate(shape, x, w, "int32", tirx.const(zero_point, dtype), shift)
 
         def element(*i: Any) -> Any:
@@ -169,18 +175,19 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
     batch = tuple(np.broadcast_shapes(a[:-2], b[:-2]))
     product = compute_matmul.Product(batch, a[-2], a[-1], b[-1], channel_block(state.target, b[-1]))
     if state.constant(node.inputs[1]) is not None:
-        product, right, offsets, shift = _constant_right(state, node, product)
+        product, right, reader, offsets, shift = _constant_right(state, node, product)
         if len(node.inputs) > 5:
             offsets = [*offsets, *_taken_at_run_time(state, node)]
     else:
-        product, right, offsets = _computed_right(state, node, product)
-        shift = 0
+        product, packed, offsets = _computed_right(state, node, product)
+        right, reader, shift = [packed], compute_matmul.plain, 0
     scales = _scale(state, node, b[-1])
     small = rounding.bounded(scales)
     scale = state.parameter(scales, node.inputs[3] or "scale")
 
-    def define(x: te.Tensor, w: te.Tensor, scale: te.Tensor, *offsets: te.Tensor) -> te.Tensor:
-        acc = compute_matmul.accumulate(product, x, w, "int32", shift=shift)
+    def define(x: te.Tensor, *rest: te.Tensor) -> te.Tensor:
+        given, (scale, *offsets) = rest[: len(right)], rest[len(right) :]
+        acc = compute_matmul.accumulate(product, x, reader(given), "int32", shift=shift)
 
         def element(*i: Any) -> Any:
             sums = compute_matmul.sum_at(product, acc, i)
@@ -190,7 +197,7 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
 
         return te.compute(output, element, name="out")
 
-    operands = [state.value(node.inputs[0]), right, scale, *offsets]
+    operands = [state.value(node.inputs[0]), *right, scale, *offsets]
     return [state.emit(define, *operands, name="matmul_int8", pattern=OUT_FUSIBLE)]
 
 
@@ -208,10 +215,10 @@ def _taken_at_run_time(state: Lowering, node: Node) -> list[Any]:
 
 def _constant_right(
     state: Lowering, node: Node, product: compute_matmul.Product
-) -> tuple[compute_matmul.Product, Any, list[Any], int]:
-    """(product, packed weights, what is added to its sums if anything, the instruction's shift)."""
+) -> tuple[compute_matmul.Product, list[Any], compute_matmul.Reader, list[Any], int]:
+    """(product, weights, how to read them, what is added to its sums if anything, the instruction's shift)."""
     weights = _centered_weights(state, node, 4, len(state.type(node.inputs[1]).dims) - 1)
-    shift = 0
+    shift, sparse = 0, None
     wide = state.type(node.inputs[0]).bits > 8
     if weights.ndim == 2:
         kind = np.dtype(np.int16) if wide else weights.dtype
@@ -219,13 +226,20 @@ def _constant_right(
         if dot.columns or product.inner % dot.step == 0:
             block = dot.block(state.target, product.columns, prod(product.batch) * product.rows)
             product = dataclasses.replace(product, step=dot.step, dot=dot.kind, block=block)
-            shift = dot.shift(state.type(node.inputs[0]).dtype, node.get_int("a_zero_point", 0)) if dot.step > 1 else 0
             weights = weights.astype(dot.weights if dot.step > 1 else weights.dtype)
+            sparse = compute_matmul.skipping(state, node, product, weights.T) if dot.kind in VECTORS else None
+            if sparse is not None:
+                dot = DOTS[VECTORS[dot.kind]]
+                product = dataclasses.replace(product, dot=dot.kind, block=state.target.lanes(32))
+            shift = dot.shift(state.type(node.inputs[0]).dtype, node.get_int("a_zero_point", 0)) if dot.step > 1 else 0
     taken = (node.get_int("a_zero_point", 0) + shift) * weights.astype(np.int64).sum(axis=-2)
     bias = _bias(state, node, product.columns)
     offsets = (bias - taken).astype(bias.dtype)
+    added = [state.parameter(offsets, node.inputs[2] or "offsets")] if offsets.any() else []
+    if sparse is not None:
+        return product, list(sparse.operands), sparse.skipping, added, shift
     right = state.parameter(compute_matmul.pack(product, weights), node.inputs[1])
-    return product, right, [state.parameter(offsets, node.inputs[2] or "offsets")] if offsets.any() else [], shift
+    return product, [right], compute_matmul.plain, added, shift
 
 
 def _computed_right(

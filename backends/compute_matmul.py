@@ -5,13 +5,16 @@ packed b[*batch, N / block, K, block], or b[*batch, N / block, K / step, block, 
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
 from tvm import te, tirx
 
 from graphc.backends.compute_coded import coded_operand
+from graphc.backends.compute_sparse import Skipping, SparseOperand, Weights, described, sparse_operand
+from graphc.backends.cycles import Contraction, direct
 from graphc.backends.decode import Decoder
 from graphc.backends.dot import Kind as DotKind
 from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
@@ -41,8 +44,8 @@ class Product:
     def blocks(self) -> int:
         return -(-self.columns // self.block)
 
-    def description(self, transposed: bool, shift: int, coded: Mapping[str, Any] | None) -> str:
-        """What the schedule rules read from the anchor's annotation; `coded` describes weights that are decoded."""
+    def description(self, transposed: bool, shift: int, weights: Mapping[str, Any]) -> str:
+        """What the schedule rules read from the anchor's annotation; `weights` describes those that are not plain."""
         return json.dumps(
             {
                 "kind": "matmul",
@@ -56,7 +59,7 @@ class Product:
                 "depth": self.depth,
                 "shift": shift,
                 "transposed": transposed,
-                "coded": coded,
+                **weights,
             }
         )
 
@@ -102,12 +105,12 @@ def packed_on_the_fly(
 
 
 def accumulate(
-    product: Product, a: te.Tensor, b: te.Tensor | Decoder, dtype: str, transposed_a: bool = False, shift: int = 0
+    product: Product, a: te.Tensor, b: Weights, dtype: str, transposed_a: bool = False, shift: int = 0
 ) -> te.Tensor:
     """The sums (*batch, M, blocks, block) in `dtype`; a (*, M, K) and packed b broadcast over the batch as numpy does.
 
-    A decoder in place of b gives the elements of one float matrix. `shift` is what the dot-product instruction wants
-    added to a's elements.
+    A decoder in place of b gives the elements of one float matrix; one with blocks of zeros skips them. `shift` is what
+    the dot-product instruction wants added to a's elements.
     """
     k = te.reduce_axis((0, product.inner), "k")
     rank = len(product.batch)
@@ -116,7 +119,15 @@ def accumulate(
         own = len(tensor.shape) - kept
         return [0 if int(tensor.shape[axis]) == 1 else i[rank - own + axis] for axis in range(own)]
 
+    inner = b.axes() if isinstance(b, Skipping) else []
+
     def term(*i: Any) -> Any:
+        if isinstance(b, Skipping):
+            at = b.input(i[rank + 1], tirx.const(0), inner)
+            row = (at, i[rank]) if transposed_a else (i[rank], at)
+            left = a[(*batch_of(a, 2, i), *row)].astype(dtype)
+            left = left + tirx.const(shift, dtype) if shift else left
+            return te.sum(left * b.weight(i[rank + 1], tirx.const(0), inner, i[rank + 2], dtype), axis=inner)
         row = (k, i[rank]) if transposed_a else (i[rank], k)
         left = a[(*batch_of(a, 2, i), *row)].astype(dtype)
         if isinstance(b, Decoder):
@@ -130,11 +141,7 @@ def accumulate(
         (*product.batch, product.rows, product.blocks, product.block),
         term,
         name="matmul",
-        attrs={
-            "graphc.anchor": product.description(
-                transposed_a, shift, b.layout.description() if isinstance(b, Decoder) else None
-            )
-        },
+        attrs={"graphc.anchor": product.description(transposed_a, shift, described(b))},
     )
 
 
@@ -143,24 +150,46 @@ def sum_at(product: Product, acc: te.Tensor, i: Sequence[Any]) -> Any:
     return acc[(*i[:-1], i[-1] // product.block, i[-1] % product.block)]
 
 
-Reader = Callable[[Sequence[te.Tensor]], te.Tensor | Decoder]
+Reader = Callable[[Sequence[te.Tensor]], Weights]
 """What `accumulate` takes as b, given the tensors that a kernel gets for it."""
 
 
-def right_operand(state: Lowering, product: Product, name: str, transposed: bool = False) -> tuple[list[Any], Reader]:
-    """(what to pass for b, how to read it): coded, or packed at compile time where it is constant, else by a kernel."""
+def plain(tensors: Sequence[te.Tensor]) -> te.Tensor:
+    """The reader of one packed tensor."""
+    return tensors[0]
+
+
+def skipping(state: Lowering, node: Node, product: Product, weights: Array) -> SparseOperand | None:
+    """Constant weights (N, K) without their blocks of zeros, None where that is no faster."""
+    size = 1 if product.step > 1 else 4
+    rows, columns = prod(product.batch), product.rows
+    work = Contraction(rows, columns, product.inner, product.columns, product.step, size, product.dot == "amx")
+    return sparse_operand(state, node, weights[:, :, None], work, direct(work, state.target))
+
+
+def right_operand(
+    state: Lowering, node: Node, product: Product, transposed: bool = False
+) -> tuple[Product, list[Any], Reader]:
+    """(product, what to pass for b, how to read it): without its zeros, coded, or packed at compile time where it is
+    constant, else by a kernel.
+    """
+    name = node.inputs[1]
     array = state.weights(name)
     if array is not None:
-        packed = state.parameter(pack(product, np.swapaxes(array, -1, -2) if transposed else array), name)
-        return [packed], lambda tensors: tensors[0]
+        across = np.swapaxes(array, -1, -2) if transposed else array
+        if array.dtype == np.float32 and array.ndim == 2:
+            sparse = skipping(state, node, product, across.T)
+            if sparse is not None:
+                return replace(product, block=state.target.lanes(32)), list(sparse.operands), sparse.skipping
+        return product, [state.parameter(pack(product, across), name)], plain
     if len(state.type(name).dims) == 2:
         coded = coded_operand(state, name, (lambda w: w) if transposed else np.transpose, product.block)
         if coded is not None:
-            return list(coded.operands), coded.decoder
+            return product, list(coded.operands), coded.decoder
     packed = state.emit(
         lambda b: packed_on_the_fly(product, b, transposed), state.value(name), name="pack", pattern=OPAQUE
     )
-    return [packed], lambda tensors: tensors[0]
+    return product, [packed], plain
 
 
 @computes("", "MatMul")
@@ -175,7 +204,7 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
     left = _matrix(state, node.inputs[0], (1, a[0])) if not rows_given else state.value(node.inputs[0])
     array = state.weights(node.inputs[1])
     if columns_given:
-        right, reader = right_operand(state, product, node.inputs[1])
+        product, right, reader = right_operand(state, node, product)
     else:
         column = (
             state.parameter(pack(product, array[:, None]), node.inputs[1])
@@ -187,7 +216,7 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
                 pattern=OPAQUE,
             )
         )
-        right, reader = [column], lambda tensors: tensors[0]
+        right, reader = [column], plain
     output = state.type(node.outputs[0]).dims
 
     def define(x: te.Tensor, *w: te.Tensor) -> te.Tensor:
@@ -225,7 +254,7 @@ def gemm(state: Lowering, node: Node) -> Sequence[Any]:
     product = Product((), rows, inner, columns, channel_block(state.target, columns))
     dtype = state.type(node.outputs[0]).dtype.name
     alpha, beta = node.get_float("alpha", 1.0), node.get_float("beta", 1.0)
-    right, reader = right_operand(state, product, node.inputs[1], transposed_b)
+    product, right, reader = right_operand(state, node, product, transposed_b)
     operands = [state.value(node.inputs[0]), *right]
     if len(node.inputs) > 2 and node.inputs[2]:
         operands.append(state.value(node.inputs[2]))

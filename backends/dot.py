@@ -64,6 +64,9 @@ DOTS: dict[Kind, Dot] = {
     "mla": Dot("mla", 1, np.dtype(np.int8), columns=True),
 }
 
+VECTORS: dict[Kind, Kind] = {"amx": "vnni", "vnni": "vnni", "madd": "madd"}
+"""The way to multiply with vectors that takes weights in steps as this one does."""
+
 
 def dot_product(target: Target, weights: np.dtype[Any], depth: int, columns: int) -> Dot:
     """The instruction for weights of this type (int16 where zero points left eight bits).

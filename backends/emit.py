@@ -112,6 +112,7 @@ def manifest(unit: Unit, toolchain: Toolchain, library_bytes: int, footprint: Fo
         footprint=footprint,
         max_threads=unit.max_threads,
         steps=tuple(steps),
+        decisions=unit.program.decisions,
     )
 
 

@@ -6,7 +6,7 @@ Graph -> 16-bit floats widened -> channels last -> Relax -> fused PrimFuncs -> s
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import tvm
@@ -39,9 +39,9 @@ def lower(graph: Graph, target: Target, note: Note = lambda _: None) -> Program:
     """
     _require_static(graph)
     laid_out = channels_last(widened(graph))
-    module, constants = relax_module(laid_out, target, note)
+    module, constants, decisions = relax_module(laid_out, target, note)
     module, marks = fused(module)
-    return _Assembly(laid_out, target, constants, marks, note).program(module)
+    return replace(_Assembly(laid_out, target, constants, marks, note).program(module), decisions=decisions)
 
 
 def _require_static(graph: Graph) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from graphc.artifact import Work
+from graphc.artifact import Decision, Work
 from graphc.ir.graph import Array, bits_of
 
 ALIGNMENT = 64
@@ -81,3 +81,4 @@ class Program:
     outputs: tuple[str, ...]
     constants: Mapping[str, Array]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    decisions: tuple[Decision, ...] = ()

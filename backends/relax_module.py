@@ -13,6 +13,7 @@ import numpy as np
 import tvm
 from tvm import relax, topi
 
+from graphc.artifact import Decision
 from graphc.backends.program import stored_dtype
 from graphc.backends.targets import Target
 from graphc.backends.widen import NARROW
@@ -83,6 +84,7 @@ class Lowering:
     values: dict[str, Any] = field(default_factory=dict)
     parameters: dict[str, tuple[Any, Array]] = field(default_factory=dict)
     placeholders: list[Any] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
     waiting: dict[str, int] = field(default_factory=dict)
     """Result -> index of a node that depends on constants alone, such as a decoder: lowered where a kernel reads it."""
 
@@ -166,8 +168,11 @@ def _inlined(array: Array) -> bool:
     return array.size <= limit
 
 
-def relax_module(graph: Graph, target: Target, note: Callable[[str], None]) -> tuple[Any, dict[str, Array]]:
-    """One Relax module with a function `main(inputs..., parameters...)`, and the parameters' data by name.
+def relax_module(
+    graph: Graph, target: Target, note: Callable[[str], None]
+) -> tuple[Any, dict[str, Array], tuple[Decision, ...]]:
+    """One Relax module with a function `main(inputs..., parameters...)`, the parameters' data by name, and how weights
+    with zeros are multiplied.
 
     `note` is told each node before it is lowered. Raises UnsupportedError for an operator that nobody here can lower.
     """
@@ -198,7 +203,7 @@ def relax_module(graph: Graph, target: Target, note: Callable[[str], None]) -> t
     module["main"] = relax.Function(
         [*inputs, *state.placeholders], function.body, function.ret_ty, function.is_pure, function.attrs
     )
-    return module, {name: array for name, (_, array) in state.parameters.items()}
+    return module, {name: array for name, (_, array) in state.parameters.items()}, tuple(state.decisions)
 
 
 def _of_constants(state: Lowering, node: Node) -> bool:

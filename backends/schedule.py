@@ -9,6 +9,7 @@ from graphc.backends import (
     schedule_decoded,
     schedule_depthwise,
     schedule_generic,
+    schedule_sparse,
     schedule_window,
     schedule_winograd,
 )
@@ -18,6 +19,7 @@ from graphc.backends.targets import Target
 
 RULES = (
     schedule_decoded.schedule,
+    schedule_sparse.schedule,
     schedule_amx.schedule,
     schedule_columns.schedule,
     schedule_winograd.schedule,

@@ -38,11 +38,7 @@ from graphc.backends.statements import (
     vector,
 )
 from graphc.backends.targets import Target
-from graphc.backends.tiles import chunks, columns_in_tile
-
-SMALL = 64
-"""Outputs of at most this many positions are one run of columns over the padded input: their rows are too short for
-register tiles."""
+from graphc.backends.tiles import SMALL, chunks, columns_in_tile
 
 
 def schedule(anchor: Anchor, target: Target) -> Any:
@@ -103,6 +99,10 @@ class Contraction:
     def pieces_of(self, target: Target, columns: int) -> int:
         """Into how many rows a long run of columns is cut."""
         return chunks(target, columns, int(self.anchor.info["block"]))
+
+    def tile_of(self, target: Target, columns: int) -> int:
+        """How many output columns a register tile spans."""
+        return columns_in_tile(target, columns, int(self.anchor.info["block"]))
 
     def weights_once(self) -> bool:
         """Whether all rows take one block's weights before the next: the weights are larger than the input."""
@@ -255,7 +255,7 @@ class Convolution(Contraction):
             columns = positions // pieces
         if self.small:
             pieces, columns = self.batch, prod(self.output)
-        tile = columns_in_tile(target, columns, info["block"])
+        tile = self.tile_of(target, columns)
         if self.flat or self.small:  # every tap is inside
             rows = Rows(pieces, columns, self.kernel[1], 0, 0, 0, 1, tile)
         else:
@@ -315,7 +315,7 @@ class Product(Contraction):
         self.anchor = anchor
         self.pieces = self.pieces_of(target, info["rows"])
         rows, columns = prod(self.batch) * self.pieces, info["rows"] // self.pieces
-        tile = columns_in_tile(target, columns, info["block"])
+        tile = self.tile_of(target, columns)
         super().__init__(anchor, target, Rows(rows, columns, 1, 1, 1, 0, columns, tile), info["inner"], info["columns"])
 
     def _matrix_row(self, row: Any, column: Any) -> Any:

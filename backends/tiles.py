@@ -1,5 +1,7 @@
 """Tile sizes from a target's description: vectors, registers and caches decide, in one place."""
 
+from math import gcd
+
 from graphc.backends.targets import Target
 
 WIDEST = 2
@@ -12,6 +14,10 @@ def channel_block(target: Target, channels: int, widest: int = WIDEST) -> int:
     vectors = -(-channels // width)
     return width * next(n for n in (4, 2, 1) if n == 1 or (n <= widest and vectors % n == 0))
 
+
+SMALL = 64
+"""Outputs of at most this many positions are one run of columns over the padded input: their rows are too short for
+register tiles."""
 
 WIDEST_WINDOW = 8
 """Most output columns in a register tile of a window kernel: taps are written out, so more is more code."""
@@ -29,11 +35,24 @@ MOST_CHUNKS = 32
 """Pieces that a row of columns is cut into at most, so that threads have something to share."""
 
 
-def tile_cycles(target: Target, columns: int, block: int) -> tuple[float, int]:
+SET_SPAN = 4096
+"""Bytes after which lines share a set of the level-1 cache: a page, where virtual addresses index the sets."""
+SPARE_WAYS = 2
+"""Ways of a set that are left to weights and results."""
+
+
+def columns_in_cache(target: Target, pitch: int) -> int:
+    """Most output columns, `pitch` bytes apart in the input, whose lines the level-1 cache holds at once."""
+    ways = max(1, target.l1_bytes // SET_SPAN - SPARE_WAYS)
+    return ways * (SET_SPAN // gcd(SET_SPAN, pitch))
+
+
+def tile_cycles(target: Target, columns: int, block: int, most: int | None = None) -> tuple[float, int]:
     """(cycles for one depth step of a row of `columns`, the tile width that costs least).
 
     Accumulators, one vector row of weights and a broadcast must fit the registers. A pair of multiply-add units retires
-    two vectors a cycle, two loads a cycle feed it, and and with fewer than eight accumulators latency (4 cycles) shows.
+    two vectors a cycle, two loads a cycle feed it, and with fewer than eight accumulators latency (4 cycles) shows.
+    `most`: columns of a tile at most.
     """
     vectors = max(1, block // max(1, target.lanes(32)))
     widest = max(1, (target.vector_registers - vectors - 1) // vectors)
@@ -45,7 +64,7 @@ def tile_cycles(target: Target, columns: int, block: int) -> tuple[float, int]:
         whole, rest = divmod(columns, width)
         return whole * cycles(width) + (cycles(rest) if rest else 0.0)
 
-    best = min(range(1, min(widest, columns) + 1), key=lambda width: (total(width), -width))
+    best = min(range(1, min(widest, columns, most or columns) + 1), key=lambda width: (total(width), -width))
     return total(best), best
 
 
@@ -61,6 +80,22 @@ def chunks(target: Target, columns: int, block: int) -> int:
         n
         for n in range(1, MOST_CHUNKS + 1)
         if columns % n == 0 and n * tile_cycles(target, columns // n, block)[0] <= 1.02 * whole
+    ]
+    return max(good)
+
+
+TILE_LOSS = 1.05
+"""How much more than the fewest cycles a cut into single tiles may cost."""
+
+
+def single_tiles(target: Target, columns: int, block: int, most: int) -> int:
+    """Into how many equal pieces a long row is cut so that each is one tile, or nearly: its input then stays in the
+    level-1 cache while all blocks of weights pass by."""
+    whole = tile_cycles(target, columns, block, most)[0]
+    good = [
+        n
+        for n in range(1, columns + 1)
+        if columns % n == 0 and n * tile_cycles(target, columns // n, block, most)[0] <= TILE_LOSS * whole
     ]
     return max(good)
 

@@ -17,8 +17,9 @@ from functools import cached_property
 
 import numpy as np
 
+from graphc.backends.cycles import STREAM, Contraction, direct
 from graphc.backends.targets import Target
-from graphc.backends.tiles import channel_block, tile_cycles, winograd_block
+from graphc.backends.tiles import tile_cycles, winograd_block
 from graphc.ir import Array
 
 KERNEL = 3
@@ -83,8 +84,6 @@ class Filtering:
         return -(-output[0] // self.m), -(-output[1] // self.m)
 
 
-STREAM = 4.0
-"""Bytes of weights that arrive per cycle: a network's weights do not stay in a cache between its runs."""
 TRANSFORM = 4.0
 """Cycles per point, tile and vector of channels for B' d B or A' u A: arithmetic, and v through the caches."""
 
@@ -98,14 +97,8 @@ def choose(target: Target, batch: int, output: Sequence[int], channels: int, fil
         return None
     layer = (target, batch, output, channels, filters)
     best = min(map(Filtering, POINTS), key=lambda filtering: cycles(filtering, *layer))
-    return best if cycles(best, *layer) < direct_cycles(*layer) else None
-
-
-def direct_cycles(target: Target, batch: int, output: Sequence[int], channels: int, filters: int) -> float:
-    """Of the direct sum: one register tile after the other along the rows of the output."""
-    block = channel_block(target, filters)
-    depth = KERNEL**2 * channels * -(-filters // block)
-    return max(batch * output[0] * tile_cycles(target, output[1], block)[0] * depth, 4 * depth * block / STREAM)
+    sums = Contraction(batch * output[0], output[1], KERNEL**2 * channels, filters)
+    return best if cycles(best, *layer) < direct(sums, target) else None
 
 
 def cycles(

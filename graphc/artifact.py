@@ -93,6 +93,16 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Decision:
+    """Which kernel multiplies the weights of a node that has zeros: `sparse` skips them, `dense` does not. `speed` is
+    that of skipping beside the dense kernel's, as expected."""
+
+    node: str
+    kernel: str
+    speed: float
+
+
+@dataclass(frozen=True, slots=True)
 class Toolchain:
     """What compiled and linked the C."""
 
@@ -134,6 +144,7 @@ class Manifest:
     footprint: Footprint | None
     max_threads: int
     steps: tuple[Step, ...]
+    decisions: tuple[Decision, ...]
 
     @property
     def ram(self) -> int:

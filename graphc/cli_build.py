@@ -41,7 +41,7 @@ def _print_build(build: Build, unit: str) -> None:
     kept = [i for i, name in enumerate(header) if any(row[i] != NOTHING for row in rows) and name]
     align = "".join("<>>>>>>"[i] for i in kept)
     table([header[i] for i in kept], [[row[i] for i in kept] for row in rows], align)
-    for line in _skips(report.steps):
+    for line in (*_skips(report.steps), *_decisions(report)):
         line_out(line)
     line_out()
     table((report.name, "before", "after", ""), list(_summary(report, unit)), "<>><")
@@ -99,6 +99,18 @@ def _summary(report: Report, unit: str) -> Iterator[tuple[str, str, str, str]]:
             yield _latency(target.id, report.before, target.latency)
         yield f"flash, {target.id}", NOTHING, size(target.flash), "code and weights"
         yield f"RAM, {target.id}", NOTHING, size(target.ram), ""
+
+
+def _decisions(report: Report) -> Iterator[str]:
+    """What became of weights with zeros: how many kernels skip them, and which do not."""
+    for target in report.targets:
+        dense = [f"{each.node} ({each.speed:.1f}x)" for each in target.decisions if each.kernel == "dense"]
+        sparse = len(target.decisions) - len(dense)
+        if sparse:
+            yield f"{target.id}: {sparse} kernels skip the zeros of their weights"
+        if dense:
+            more = f", ... {len(dense)} in all" if len(dense) > SHOWN_NAMES else ""
+            yield f"{target.id}: kept dense, which is faster: {', '.join(dense[:SHOWN_NAMES])}{more}"
 
 
 def _latency(target: str, before: Latency | None, after: Latency) -> tuple[str, str, str, str]:

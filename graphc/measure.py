@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,7 @@ from graphc.peers import Run, start
 from graphc.pipeline import Compressed
 from graphc.progress import Progress
 from graphc.quality import Model, qualities
-from graphc.report import Latency, Quality, Report, TargetReport
+from graphc.report import Decided, Latency, Quality, Report, TargetReport
 from graphc.runner import Opened, Runner
 from graphc.samples import seeded
 from graphc.staging import MODEL, MODEL_DATA
@@ -187,6 +187,7 @@ def _target_report(manifest: Manifest, folder: Path, quality: Quality | None, la
         ram_lower_bound=manifest.arena.lower_bound,
         kernels=len({step.kernel for step in manifest.steps if step.kernel}),
         calls=len(manifest.steps),
+        decisions=tuple(Decided.model_validate(asdict(each)) for each in manifest.decisions),
         quality=quality,
         latency=latency,
     )

@@ -76,6 +76,14 @@ class Latency(Record):
     measured: str
 
 
+class Decided(Record):
+    """Which kernel multiplies weights with zeros, and how fast skipping them is beside the dense kernel, expected."""
+
+    node: str
+    kernel: Literal["sparse", "dense"]
+    speed: float
+
+
 class TargetReport(Record):
     """`flash`: bytes of code and weights. `ram`: bytes of the arena, and of the stack without an operating
     system. `quality`: of the artifact, where it runs."""
@@ -86,6 +94,7 @@ class TargetReport(Record):
     ram_lower_bound: int
     kernels: int
     calls: int
+    decisions: tuple[Decided, ...] = ()
     quality: Quality | None
     latency: Latency | None
 

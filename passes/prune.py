@@ -72,7 +72,7 @@ def _beside_spec(path: Path, info: ValidationInfo) -> Path:
 class Prune(Pass):
     """Weights, channels, heads or layers that matter least are removed: Conv(x, w) -> Conv(x, SparseToDense(m, v))."""
 
-    overridable: ClassVar[frozenset[str]] = frozenset({"method", "sparsity", "block"})
+    overridable: ClassVar[frozenset[str]] = frozenset({"method", "sparsity", "block", "bias_correction"})
 
     kind: Literal["prune"] = "prune"
     method: Annotated[Method, Field(description="which weights matter least; wanda and sparsegpt need calibration")]
@@ -108,6 +108,10 @@ class Prune(Pass):
         AfterValidator(lambda path, info: path if path is None else _beside_spec(path, info)),
         Field(description="an .npz of gradients by name of weights, for taylor and fisher"),
     ] = None
+
+    bias_correction: Annotated[
+        bool, Field(description="biases make up for the mean of what weights that go added; needs calibration data")
+    ] = False
 
     @model_validator(mode="after")
     def _fits_the_pattern(self) -> Self:

@@ -4,6 +4,10 @@ E. Frantar, D. Alistarh, "SparseGPT" (2023), algorithm 1: for rows w of W and th
 with U the upper Cholesky factor of G^-1, a weight j that goes costs w_j^2 / U_jj^2 and moves those after it by
 -w_j U_j,: / U_jj. Columns run in the order of the layer; a mask is chosen for `BATCH` columns at a time, from weights
 as the columns before have left them. N:M is chosen row by row of M columns; blocks cost the sum of their weights.
+
+That leaves a weight as those after it were when its turn came. So at the end all that stay are fitted together, every
+row to the least (w - w0) G (w - w0)^T with its zeros held: conjugate gradients with G's diagonal as preconditioner (M.
+Hestenes, E. Stiefel, 1952), for all rows at once.
 """
 
 import numpy as np
@@ -17,6 +21,8 @@ Doubles = npt.NDArray[np.float64]
 DAMPING = 0.01
 """Of the mean of G's diagonal."""
 BATCH = 128
+STEPS = 40
+"""Of the conjugate gradients; each is one product with G."""
 
 
 def solve(weights: Doubles, gram: Doubles, inputs: int, shape: Shape, share: float) -> tuple[Doubles, Mask]:
@@ -36,7 +42,8 @@ def _unused(weights: Doubles, inputs: int, shape: Shape, share: float) -> tuple[
 
 def _group(weights: Doubles, gram: Doubles, inputs: int, shape: Shape, share: float) -> tuple[Doubles, Mask]:
     depth = weights.shape[2]
-    factor = _factor(gram)
+    damped = gram + DAMPING * gram.diagonal().mean() * np.eye(depth)
+    factor = np.linalg.cholesky(np.linalg.inv(damped)).T
     left, gone = weights.copy(), np.zeros(weights.shape, bool)
     for start, stop, width in _batches(depth, inputs, shape):
         part = left[:, :, start:stop]
@@ -53,13 +60,25 @@ def _group(weights: Doubles, gram: Doubles, inputs: int, shape: Shape, share: fl
             left[0, :, j:stop] -= np.outer(error, factor[j, j:stop])
             moved[:, j - start] = error
         left[0, :, stop:] -= moved @ factor[start:stop, stop:]
-    return np.where(gone, 0.0, left), gone
+    return fitted(weights[0], np.where(gone, 0.0, left)[0], ~gone[0], damped)[None], gone
 
 
-def _factor(gram: Doubles) -> Doubles:
-    """The upper Cholesky factor U of G^-1 = U^T U, G damped."""
-    damped = gram + DAMPING * gram.diagonal().mean() * np.eye(len(gram))
-    return np.linalg.cholesky(np.linalg.inv(damped)).T
+def fitted(wanted: Doubles, start: Doubles, kept: Mask, gram: Doubles) -> Doubles:
+    """Rows [N, K] with zeros where nothing is kept, from `start` on nearer to `wanted` in the norm of `gram` [K, K]."""
+    diagonal = gram.diagonal()
+    found = start
+    residual = np.where(kept, (wanted - found) @ gram, 0.0)
+    direction = residual / diagonal
+    slope = (residual * direction).sum(axis=1)
+    for _ in range(STEPS):
+        along = np.where(kept, direction @ gram, 0.0)
+        curvature = (direction * along).sum(axis=1)
+        step = np.divide(slope, curvature, out=np.zeros_like(slope), where=curvature > 0)[:, None]
+        found, residual = found + step * direction, residual - step * along
+        ahead = residual / diagonal
+        before, slope = slope, (residual * ahead).sum(axis=1)
+        direction = ahead + np.divide(slope, before, out=np.zeros_like(slope), where=before > 0)[:, None] * direction
+    return found
 
 
 def _batches(depth: int, inputs: int, shape: Shape) -> list[tuple[int, int, int]]:

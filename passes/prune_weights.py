@@ -5,7 +5,11 @@
 - magnitude: |w|.
 - wanda: |w| |X_j|_2, in each output: M. Sun et al., "A Simple and Effective Pruning Approach for Large Language Models"
   (2023), eq. 1. The norm is that of an input channel.
-- sparsegpt: prune_solver.py; what stays is updated, the bias too.
+- sparsegpt: prune_solver.py; what stays is updated.
+
+`bias_correction` takes the mean of the change at the output, E[X] dW^T, out of the bias of a Conv or Gemm (M. Nagel et
+al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, eq. 16-17). What is left of the
+error then is that of centred inputs, G - n E[X]^T E[X], and that is what sparsegpt makes small.
 
 A worth is squared, so that those of a block add up. Masks: prune_masks.py; shares: prune_allocation.py.
 """
@@ -46,6 +50,8 @@ class Options(Protocol):
     def kept_of(self) -> tuple[int, int] | None: ...
     @property
     def block(self) -> Literal["auto"] | tuple[int, int] | None: ...
+    @property
+    def bias_correction(self) -> bool: ...
 
 
 def observes(graph: Graph, options: Mapping[Node, Options], allocation: Allocation) -> tuple[Observation, ...]:
@@ -55,16 +61,18 @@ def observes(graph: Graph, options: Mapping[Node, Options], allocation: Allocati
         for each in _tensors(graph, options, 1)
         if isinstance(each, _Tensor)
         for layer in each.layers
-        for wish in _wishes(layer, each.options.method, allocation)
+        for wish in _wishes(layer, each.options, allocation)
     ]
     return tuple(dict.fromkeys(wishes))
 
 
-def _wishes(layer: Layer, method: str, allocation: Allocation) -> Iterator[Observation]:
-    if method == "sparsegpt" or allocation == "sensitivity":
+def _wishes(layer: Layer, options: Options, allocation: Allocation) -> Iterator[Observation]:
+    if options.method == "sparsegpt" or allocation == "sensitivity":
         yield layer.gram
-    elif method == "wanda":
+    elif options.method == "wanda":
         yield layer.moments
+    if options.bias_correction:
+        yield layer.total
 
 
 def apply(graph: Graph, options: Mapping[Node, Options], allocation: Allocation, context: Context) -> Graph:
@@ -80,11 +88,11 @@ def apply(graph: Graph, options: Mapping[Node, Options], allocation: Allocation,
     for done, (each, share) in enumerate(zip(found, allocated(candidates, allocation), strict=True)):
         context.progress(each.layers[0].node.name, done / len(found))
         weights, gone = each.pruned(share, context.statistics)
-        _write(edit, each, weights, gone)
+        _write(edit, each, weights, gone, context)
     return edit.apply()
 
 
-def _write(edit: Edit, tensor: "_Tensor", weights: Doubles, gone: Mask) -> None:
+def _write(edit: Edit, tensor: "_Tensor", weights: Doubles, gone: Mask, context: Context) -> None:
     layer = tensor.layers[0]
     dense = np.asarray(tensor.restored(weights)).astype(tensor.stored.dtype)
     kept = ~np.asarray(tensor.restored(gone))
@@ -92,9 +100,28 @@ def _write(edit: Edit, tensor: "_Tensor", weights: Doubles, gone: Mask) -> None:
     name = tensor.name.removesuffix("_pruned")
     made = sparse(edit, dense, kept, name, before or layer.node)
     for each in tensor.layers:
-        edit.replace(each.node, inputs=[made if i == 1 else n for i, n in enumerate(each.node.inputs)])
+        operands = [each.node.inputs[0], made, *each.node.inputs[2:]]
+        if tensor.options.bias_correction:
+            why = _correct_bias(edit, each, operands, tensor.drift(each, weights, context.statistics))
+            if why:
+                context.skip(each.node, f"its bias is not corrected: {why}")
+        edit.replace(each.node, inputs=operands)
     if before is not None:
         edit.remove(before)
+
+
+def _correct_bias(edit: Edit, layer: Layer, operands: list[str], drift: Doubles) -> str:
+    """Take `drift` [outputs] out of the bias in `operands`; why not, where that cannot be."""
+    node = layer.node
+    if node.op == "MatMul":
+        return "a MatMul has none"
+    bias = edit.graph.constant(operands[2]) if len(operands) > 2 and operands[2] else np.zeros(drift.shape, np.float32)
+    if bias is None:
+        return "it is computed at run time"
+    factor = node.get_float("alpha", 1.0) / node.get_float("beta", 1.0)
+    corrected = (bias.astype(np.float64) - drift * factor).astype(bias.dtype)
+    operands[2:] = [edit.constant(corrected, f"{layer.weight}_bias")]
+    return ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,9 +162,28 @@ class _Tensor:
         return self.layers[0].restore(back)
 
     def gram(self, statistics: Statistics) -> Doubles:
-        total = sum(statistics[layer.gram]["gram"].astype(np.float64) for layer in self.layers)
+        """Second moments of the inputs [groups, K, K]; with `bias_correction` around their mean."""
+        total = np.asarray(sum(self._gram(layer, statistics) for layer in self.layers))
         columns = self._taps_first
-        return np.asarray(total)[:, columns[:, None], columns[None]]
+        return total[:, columns[:, None], columns[None]]
+
+    def _gram(self, layer: Layer, statistics: Statistics) -> Doubles:
+        gram = statistics[layer.gram]["gram"].astype(np.float64)
+        if not self.options.bias_correction:
+            return gram
+        total, count = (
+            statistics[layer.total]["total"].astype(np.float64),
+            float(statistics[layer.total]["count"].astype(np.float64)),
+        )
+        centred: Doubles = gram - total[:, :, None] * total[:, None, :] / count
+        return centred
+
+    def drift(self, layer: Layer, weights: Doubles, statistics: Statistics) -> Doubles:
+        """What other `weights` add to each output of a layer on average: [outputs]."""
+        found = statistics[layer.total]
+        mean = self.by_tap(found["total"].astype(np.float64) / float(found["count"].astype(np.float64)))
+        drift: Doubles = np.einsum("gnk,gk->gn", weights - self.weights, mean).ravel()
+        return drift
 
     def energy(self, statistics: Statistics) -> Doubles:
         """|X_j|^2 of each column, up to a factor: [groups, 1, taps * inputs]."""

@@ -33,6 +33,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
 from graphc.ir.graph import Graph, Node
+from graphc.ir.sparse import densified
 from graphc.passes.layers import layer_of
 from graphc.passes.protocol import Context, Histogram, Observation, Pass, Range, Slower, Statistics, never
 from graphc.passes.quantize_best import BEST, RANGES, ROUNDINGS, Trials, Way, feeds_wanted
@@ -41,6 +42,7 @@ from graphc.passes.quantize_grids import Grids
 from graphc.passes.quantize_logarithms import before_logarithms
 from graphc.passes.quantize_operators import weight_position
 from graphc.passes.quantize_plan import FLOAT32, Plan, plan
+from graphc.passes.quantize_pruned import masked
 from graphc.passes.quantize_ranges import Method
 from graphc.passes.quantize_rounder import Rounder
 from graphc.passes.quantize_rounding import Rounding, WeightRange
@@ -139,6 +141,7 @@ class Quantize(Pass):
 
     def layers(self, graph: Graph) -> tuple[tuple[Node, ...], ...]:
         """What this pass makes integers of constant weights for: a node, then what its integer work takes in."""
+        graph = densified(graph)
         options = self.options(graph)
         decided = plan(graph, options, self._borders(graph))
         products = (unit.nodes for unit in decided.units if unit.operator.weight is not None)
@@ -153,6 +156,7 @@ class Quantize(Pass):
 
     def observes(self, graph: Graph) -> tuple[Observation, ...]:
         """The values that decide a grid, each with what its method needs to know."""
+        graph = densified(graph)
         options = self.options(graph)
         decided = plan(graph, options, self._borders(graph))
         wide = (Observation(name, Histogram()) for name in before_logarithms(graph) if name in decided.shares)
@@ -162,9 +166,14 @@ class Quantize(Pass):
 
     def apply(self, graph: Graph, context: Context) -> Graph:
         """Quantize all that the table and the options allow; every other float node is skipped with a reason."""
+        dense = densified(graph)
+        quantized = self._apply(dense, context)
+        return graph if quantized is dense else masked(graph, quantized, context)
+
+    def _apply(self, graph: Graph, context: Context) -> Graph:
         if self._is_open:
             step, statistics = self.resolved(graph, context.statistics, context.slower)
-            return step.apply(graph, replace(context, statistics=statistics))
+            return step._apply(graph, replace(context, statistics=statistics))
         options, borders = self.options(graph), self._borders(graph)
         grids = Grids(graph, self, options, context.statistics)
         decided = plan(graph, options, borders)

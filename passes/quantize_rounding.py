@@ -4,6 +4,8 @@ Weights are rows [channels, depth] that multiply inputs X; with the Gram matrix 
 layer's output, |X (W' - W)^T|^2 = trace((W' - W) G (W' - W)^T), is known without data, and that is what rounding makes
 small. Rows of grouped convolutions meet one G per group, in order.
 
+Weights of exactly 0, such as pruned ones, stay 0.
+
 Grids:
 - minmax: from end to end.
 - mse: ends pulled in to where sum (w' - w)^2 is smallest, of 40 shares from 1 down to 0.5.
@@ -41,6 +43,7 @@ from graphc.passes.quantize_schemes import (
 )
 
 Doubles = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 WeightRange = Literal["minmax", "mse", "output", "hqq"]
 Rounding = Literal["nearest", "gptq", "adaround", "best"]
 
@@ -85,11 +88,13 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """Weights [groups, channels, depth] in steps of their grid, zero point included; `scale` of each of them; G."""
+    """Weights [groups, channels, depth] in steps of their grid, zero point included; `scale` of each of them; G; which
+    of them are 0."""
 
     steps: Doubles
     scale: Doubles
     gram: Doubles
+    zero: Mask
     low: int
     high: int
 
@@ -99,7 +104,8 @@ class _Layer:
         shape = (len(gram), len(rows) // len(gram), rows.shape[1])
         steps = rows / scale.astype(np.float64) + zero_point
         wide = np.broadcast_to(scale.astype(np.float64), rows.shape)
-        return cls(steps.reshape(shape), wide.reshape(shape), gram, parameters.format.low, parameters.format.high)
+        form, zero = parameters.format, (rows == 0).reshape(shape)
+        return cls(steps.reshape(shape), wide.reshape(shape), gram, zero, form.low, form.high)
 
     def error(self, points: Doubles) -> float:
         """The squared error at the layer's output with these integers."""
@@ -135,12 +141,13 @@ def gptq(layer: _Layer) -> Doubles:
     """Integers [groups, channels, depth], column by column."""
     found = layer.nearest()
     for group, (steps, scale) in enumerate(zip(layer.steps, layer.scale, strict=True)):
-        points = found[group]
+        points, moving = found[group], ~layer.zero[group]
 
         def nearest(
-            column: Doubles, index: int, scale: Doubles = scale, points: Doubles = points
+            column: Doubles, index: int, scale: Doubles = scale, points: Doubles = points, moving: Mask = moving
         ) -> Doubles:  # the zero points' part is the same on both sides
-            points[:, index] = np.clip(np.rint(column / scale[:, index]), layer.low, layer.high)
+            rounds = np.clip(np.rint(column / scale[:, index]), layer.low, layer.high)
+            np.copyto(points[:, index], rounds, where=moving[:, index])
             rounded: Doubles = points[:, index] * scale[:, index]
             return rounded
 
@@ -150,6 +157,7 @@ def gptq(layer: _Layer) -> Doubles:
 
 def adaround(layer: _Layer) -> Doubles:
     """Integers [groups, channels, depth]: each weight rounded down or up."""
+    held, nearest = layer.zero, layer.nearest()
     base = np.floor(layer.steps)
     rest = layer.steps - base
     start = max(layer.error(layer.nearest()), 1e-300)
@@ -159,15 +167,15 @@ def adaround(layer: _Layer) -> Doubles:
     for step in range(1, STEPS + 1):
         sigmoid = 1 / (1 + np.exp(-v))
         soft = np.clip(sigmoid * (ZETA - GAMMA) + GAMMA, 0, 1)
-        points = np.clip(base + soft, layer.low, layer.high)
+        points = np.where(held, nearest, np.clip(base + soft, layer.low, layer.high))
         slope = 2 * weight * layer.scale * (((points - layer.steps) * layer.scale) @ layer.gram)
         slope += _annealing(soft, step / STEPS)
         slope *= (ZETA - GAMMA) * sigmoid * (1 - sigmoid) * ((soft > 0) & (soft < 1))
         first, second = 0.9 * first + 0.1 * slope, 0.999 * second + 0.001 * slope**2
         v -= RATE * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
     soft = np.clip((ZETA - GAMMA) / (1 + np.exp(-v)) + GAMMA, 0, 1)
-    found = np.clip(base + (soft >= 0.5), layer.low, layer.high)
-    return found if layer.error(found) < start else layer.nearest()
+    found = np.where(held, nearest, np.clip(base + (soft >= 0.5), layer.low, layer.high))
+    return found if layer.error(found) < start else nearest
 
 
 def _annealing(soft: Doubles, done: float) -> Doubles:

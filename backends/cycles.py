@@ -1,0 +1,44 @@
+"""Cycles that a contraction should take on a target: what decides between ways to compute one thing (no TVM).
+
+A model of one core: register tiles (`tiles.tile_cycles`) for the arithmetic, and the stream of weights beside them.
+Ways that replace this one (Winograd's filtering, skipping zeros, thin factors) state their own cycles in its terms; the
+one that takes `MARGIN` times fewer is taken, and the build's report names each decision.
+"""
+
+from dataclasses import dataclass
+
+from graphc.backends.targets import Target
+from graphc.backends.tiles import channel_block, tile_cycles
+
+MARGIN = 1.05
+"""How much faster another way must look: the model is no better than that."""
+STREAM = 4.0
+"""Bytes of weights that arrive per cycle: a network's weights do not stay in a cache between its runs."""
+AMX_PRODUCTS = 700.0
+"""Products of 8 bits that matrix tiles add up per cycle in kernels as they are (the unit itself: 1024)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contraction:
+    """Sums over `depth` inputs for each of `rows` x `columns` output positions and `filters` outputs.
+
+    A vector instruction adds up `step` inputs of `bytes` bytes each; `amx`: matrix tiles do.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    filters: int
+    step: int = 1
+    bytes: int = 4
+    amx: bool = False
+
+
+def direct(work: Contraction, target: Target) -> float:
+    """Cycles of the direct sum: one register tile after the other along the rows."""
+    if work.amx:
+        return work.rows * work.columns * work.depth * work.filters / AMX_PRODUCTS
+    block = channel_block(target, work.filters)
+    steps = -(-work.depth // work.step) * -(-work.filters // block)
+    arithmetic = work.rows * tile_cycles(target, work.columns, block)[0] * steps
+    return max(arithmetic, work.bytes * work.step * steps * block / STREAM)
