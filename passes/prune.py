@@ -108,7 +108,6 @@ class Prune(Pass):
         AfterValidator(lambda path, info: path if path is None else _beside_spec(path, info)),
         Field(description="an .npz of gradients by name of weights, for taylor and fisher"),
     ] = None
-
     bias_correction: Annotated[
         bool, Field(description="biases make up for the mean of what weights that go added; needs calibration data")
     ] = False
@@ -124,6 +123,7 @@ class Prune(Pass):
                 f"{_either(ALLOCATIONS[self.family])} (those that pattern {self.family} knows)",
             ),
             "block": (self.block is not None and self.family != "block", "nothing (the pattern is not 'block')"),
+            "bias_correction": (self.bias_correction and not self.of_weights, "repair (for patterns of structure)"),
             **self._wrong_of_structure(),
         }
         if self.of_weights and self.allocation == "global" and self.method != "magnitude":
