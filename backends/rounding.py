@@ -17,6 +17,9 @@ BOUND = 0.25
 """The product of an int32 and a scale up to this one stays below 2^30: no conversion to int32 overflows, and a zero
 point can be added before clamping."""
 
+PRODUCT = "graphc_rounded_product"
+"""The integer code for processors without a floating-point unit, in `runtime_freestanding.c`."""
+
 
 def bounded(scale: Any) -> bool:
     """Whether all of these scales are at most `BOUND`."""
@@ -38,6 +41,9 @@ def stored(
         whole = tirx.reinterpret("int32", tirx.call_llvm_pure_intrin("float32", "llvm.arm.vcvtr", scaled))
         if small:
             return _saturated(whole + tirx.const(zero_point, "int32"), span, dtype)
+        return _clamped(whole, low, high, zero_point, dtype)
+    if target.family == "cortex_m" and not target.has("fpu") and str(sums.dtype) == "int32":
+        whole = tirx.call_extern("int32", PRODUCT, sums, tirx.reinterpret("int32", scale))
         return _clamped(whole, low, high, zero_point, dtype)
     limits = tirx.const(low, "float32"), tirx.const(high, "float32")
     clamped = tirx.min(tirx.max(tirx.nearbyint(scaled), limits[0]), limits[1])

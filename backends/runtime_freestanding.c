@@ -148,6 +148,54 @@ OWN float sqrtf(float x)
 }
 #endif
 
+#ifdef NEED_graphc_rounded_product
+int32_t graphc_rounded_product(int32_t sum, int32_t scale);
+/* rint(float32(sum) * scale) without a floating-point unit; `scale` is the bits of a positive float32. At least 2^22 in
+   magnitude where that is more. All that is rounded is the magnitude: ties to even do not see the sign.
+
+   sum to 24 bits, times 24 bits of scale: a product of 48 bits, high * 2^24 + low, in units of 2^-(shift + 24). To round
+   it to 24 bits first can only make a tie of what is as near to one as half of the last of those bits. */
+OWN int32_t graphc_rounded_product(int32_t sum, int32_t scale)
+{
+    const uint32_t bits = (uint32_t)scale, mantissa = (bits & 0x7fffffu) | 0x800000u;
+    int32_t shift = 126 - (int32_t)((bits >> 23) & 255u);
+    uint32_t magnitude = sum < 0 ? 0u - (uint32_t)sum : (uint32_t)sum;
+    uint32_t low, middle, high, half, whole, fraction, rounded;
+    if (magnitude >> 24) {
+        uint32_t dropped = 1, rest;
+        while (dropped < 8u && magnitude >> (24u + dropped)) ++dropped;
+        rest = magnitude & ((1u << dropped) - 1u);
+        magnitude >>= dropped;
+        half = 1u << (dropped - 1u);
+        if (rest > half || (rest == half && (magnitude & 1u))) ++magnitude;
+        shift -= (int32_t)dropped;
+    }
+    low = (magnitude & 0xfffu) * (mantissa & 0xfffu);
+    middle = (magnitude >> 12) * (mantissa & 0xfffu) + (magnitude & 0xfffu) * (mantissa >> 12) + (low >> 12);
+    high = (magnitude >> 12) * (mantissa >> 12) + (middle >> 12);
+    low = ((middle << 12) | (low & 0xfffu)) & 0xffffffu;
+    if (shift < 1) {
+        const uint32_t left = (uint32_t)(1 - shift);
+        if (magnitude == 0) return 0;
+        if (left > 24u || high >> (30u - left)) return sum < 0 ? -0x40000000 : 0x40000000;
+        high = (high << left) | (low >> (24u - left));
+        low = (low << left) & 0xffffffu;
+        shift = 1;
+    }
+    if (shift > 26) return 0;
+    half = 1u << (shift - 1);
+    whole = high >> shift;
+    fraction = high & (2u * half - 1u);
+    rounded = (high + half) >> shift;
+    if (fraction - half + 1u <= 1u) { /* less than 1 from a tie, in units of high */
+        const uint32_t distance = fraction == half ? low : 0x1000000u - low, below = distance - 1u;
+        /* at most the highest bit of high: half of the last of 24 bits */
+        if (distance == 0 || (below < high && below < (below ^ high))) rounded = whole + (whole & 1u);
+    }
+    return sum < 0 ? -(int32_t)rounded : (int32_t)rounded;
+}
+#endif
+
 #ifdef NEED_memmove
 void *memmove(void *to, const void *from, size_t count);
 OWN void *memmove(void *to, const void *from, size_t count)

@@ -12,7 +12,7 @@ innermost loop is the same for every kernel. The last tile overlaps the one befo
 The columns are a workspace of the memory plan. A 1x1 convolution whose input lies as the instruction wants it has none.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -33,6 +33,9 @@ from graphc.backends.statements import (
 )
 from graphc.backends.targets import Target
 from graphc.backends.tiles import columns_tile, columns_unroll
+
+PIECES = 8
+"""Most pieces of a copy that are written out."""
 
 
 def schedule(anchor: Anchor, target: Target) -> Any:
@@ -72,7 +75,7 @@ class Columns:
         """Write the columns of one position of the tile."""
         raise NotImplementedError
 
-    def multiply(self, acc: Any, first: Any, block: Any, k: Any) -> list[Any]:
+    def multiply(self, acc: Sequence[Any], first: Any, block: Any, k: Any) -> list[Any]:
         """One step of depth: every sum of the tile."""
         raise NotImplementedError
 
@@ -101,39 +104,50 @@ class Columns:
                 value = read(vector(w * size, size))
                 return tirx.BufferStore(to, flipped(value) if flip else value, [vector(base + start + w * size, size)])
 
-            return loop("w", 0, length // size, piece)
+            return self._pieces(length // size, piece)
 
         def pad(start: Any, length: int) -> Any:
             def piece(w: Any) -> Any:
                 return tirx.BufferStore(to, padding, [vector(base + start + w * size, size)])
 
-            return loop("w", 0, length // size, piece)
+            return self._pieces(length // size, piece)
 
         return self.place.gather(position, copy, pad)
 
+    def _pieces(self, count: int, piece: Callable[[Any], Any]) -> Any:
+        """All pieces of a run, a few written out at once: LLVM would call memcpy and memset."""
+        written = max(n for n in range(1, PIECES + 1) if count % n == 0)
+        return loop("w", 0, count // written, lambda w: sequence([piece(w * written + n) for n in range(written)]))
+
     def _block(self, first: Any, block: Any) -> Any:
-        acc = tirx.decl_buffer((self.tile * self.block,), "int32", "acc", scope="local")
+        """All sums of a tile, each a variable of its own: LLVM would keep several as one vector."""
+        acc = [tirx.decl_buffer((1,), "int32", f"acc{i}", scope="local") for i in range(self.tile * self.block)]
         unroll = columns_unroll(self.dot.kind, self.steps)
-        zero = [tirx.BufferStore(acc, const(0), [const(i)]) for i in range(self.tile * self.block)]
 
         def several(k: Any) -> Any:
             return sequence([s for u in range(unroll) for s in self.multiply(acc, first, block, k * unroll + u)])
 
-        parts = [tirx.AllocBuffer(acc), *zero, loop("k", 0, self.steps // unroll, several)]
-        parts += [self._store(acc, first + p, block, p) for p in range(self.tile)]
+        parts: list[Any] = [tirx.AllocBuffer(each) for each in acc]
+        parts += [tirx.BufferStore(each, const(0), [const(0)]) for each in acc]
+        parts.append(loop("k", 0, self.steps // unroll, several))
+        of = self.block
+        parts += [self._store(acc[p * of : p * of + of], first + p, block) for p in range(self.tile)]
         return sequence(parts)
 
-    def _store(self, acc: Any, position: Any, block: Any, p: int) -> Any:
+    def _store(self, acc: Sequence[Any], position: Any, block: Any) -> Any:
         """The epilogue of a position for the channels of a block, as far as there are any."""
         at = self.place.output(position)
 
-        def part(channels: int) -> Any:
-            def lane(v: Any) -> Any:
-                return self.anchor.epilogue([*at, block * self.block + v], acc[p * self.block + v])
+        def put(v: Any, value: Any) -> Any:
+            return self.anchor.epilogue([*at, block * self.block + v], value)
 
-            if self.lanes == channels:
-                return loop("lane", 0, channels, lane, VECTORIZED)
-            return sequence([lane(const(v)) for v in range(channels)])
+        def part(channels: int) -> Any:
+            if self.lanes != channels or channels == 1:
+                return sequence([put(const(v), acc[v][0]) for v in range(channels)])
+            sums = tirx.decl_buffer((channels,), "int32", "sums", scope="local")
+            moved = [tirx.BufferStore(sums, acc[v][0], [const(v)]) for v in range(channels)]
+            lanes = loop("lane", 0, channels, lambda v: put(v, sums[v]), VECTORIZED)
+            return sequence([tirx.AllocBuffer(sums), *moved, lanes])
 
         left = self.filters - (self.blocks - 1) * self.block
         if left == self.block or self.blocks == 1:
@@ -181,7 +195,7 @@ class Pairs(Columns):
     def _at(self, k: Any, n: int, p: Any) -> Any:
         return (k * 2 + n) * self.tile + p
 
-    def multiply(self, acc: Any, first: Any, block: Any, k: Any) -> list[Any]:
+    def multiply(self, acc: Sequence[Any], first: Any, block: Any, k: Any) -> list[Any]:
         statements = []
         x = [[self.columns[self._at(k, n, p)] for n in range(2)] for p in range(self.tile)]
         for v in range(self.block):
@@ -189,7 +203,7 @@ class Pairs(Columns):
             for n, pair in enumerate(halves(word)):
                 for p in range(self.tile):
                     at = p * self.block + v
-                    statements.append(tirx.BufferStore(acc, multiply_pairs(acc[at], x[p][n], pair), [at]))
+                    statements.append(tirx.BufferStore(acc[at], multiply_pairs(acc[at][0], x[p][n], pair), [const(0)]))
         return statements
 
 
@@ -219,7 +233,7 @@ class Bytes(Columns):
             return self.source[(*self.place.input(first + p), at)]
         return self.columns[vector(p * self.depth + k * self.dot.step, self.dot.step)]
 
-    def multiply(self, acc: Any, first: Any, block: Any, k: Any) -> list[Any]:
+    def multiply(self, acc: Sequence[Any], first: Any, block: Any, k: Any) -> list[Any]:
         statements = []
         for v in range(self.block):
             for p in range(self.tile):
@@ -227,10 +241,10 @@ class Bytes(Columns):
                 x = self._x(first, p, k)
                 if self.dot.step > 1:
                     w = self.anchor.weights[0][block, k, v, vector(const(0), self.dot.step)]
-                    total = multiply_bytes(acc[at], x, w)
+                    total = multiply_bytes(acc[at][0], x, w)
                 else:
-                    total = acc[at] + x.astype("int32") * self.anchor.weights[0][block, k, v].astype("int32")
-                statements.append(tirx.BufferStore(acc, total, [at]))
+                    total = acc[at][0] + x.astype("int32") * self.anchor.weights[0][block, k, v].astype("int32")
+                statements.append(tirx.BufferStore(acc[at], total, [const(0)]))
         return statements
 
 
