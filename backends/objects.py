@@ -17,7 +17,7 @@ import tvm
 from tvm import s_tir, tirx
 from tvm_ffi.serialization import from_json_graph_str
 
-from graphc.backends import vector_math
+from graphc.backends import rounding, vector_math
 from graphc.backends.elf import undefined_symbols, without_debug
 from graphc.backends.targets import Target, llvm_target
 from graphc.errors import InternalError
@@ -276,6 +276,9 @@ _C_LIBRARY = frozenset(_C_FUNCTIONS.split())
 
 
 def _in_c_library(name: str, target: Target) -> bool:
-    """Arm's 32-bit compilers bring the functions of its run-time ABI (IHI0043: 64-bit division, memcpy, ...)."""
-    helper = target.triple.startswith("armv7") and name.startswith("__aeabi_")
-    return helper or name in _C_LIBRARY or name.removesuffix("f") in _C_LIBRARY
+    """Arm's 32-bit compilers bring the functions of its run-time ABI (IHI0043: 64-bit division, memcpy, ...), graphc
+    those of `freestanding`.
+    """
+    helper = target.triple.startswith(("armv7", "thumb")) and name.startswith("__aeabi_")
+    brought = not target.hosted and name == rounding.PRODUCT
+    return helper or brought or name in _C_LIBRARY or name.removesuffix("f") in _C_LIBRARY
