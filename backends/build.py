@@ -111,17 +111,19 @@ def build_program(
     progress: Progress = silent,
 ) -> Manifest:
     """`build_uncached` for a program that is lowered already."""
-    from graphc.backends.emit import emit  # here, because a build that is cached whole needs none of it
+    from graphc.backends.coded_weights import store  # here, because a build that is cached whole needs none of it
+    from graphc.backends.emit import emit
     from graphc.backends.fit import check_memory
     from graphc.backends.kernels import compile_kernels
     from graphc.backends.plan import plan
 
-    memory = plan(program) if target.hosted else plan(program, alignment=_alignment(target), io_in_arena=True)
-    check_memory(program, memory, target)
+    stored = store(program, target.weights)
+    memory = plan(stored) if target.hosted else plan(stored, alignment=_alignment(target), io_in_arena=True)
+    check_memory(stored, memory, target)
     code = compile_kernels(program, target, cache, server, _watching(progress, "compile kernels"))
     progress("link", 0.0)
     manifest = emit(
-        program, memory, code, folder, target=target, toolchain=tools, quantization=quantization, cache=cache
+        stored, memory, code, folder, target=target, toolchain=tools, quantization=quantization, cache=cache
     )
     progress("link", 1.0)
     return manifest

@@ -62,7 +62,7 @@ def emit(
     Raises ToolchainError when the C compiler fails, UnsupportedError for weights past 2 GiB, BudgetError where a
     board's memory is too small, InternalError when program, plan and objects do not fit together.
     """
-    if missing := sorted({call.kernel for call in plan.calls} - objects.keys()):
+    if missing := sorted(set(_compiled(program, plan)) - objects.keys()):
         raise InternalError(f"program '{program.name}'", f"kernels without an object: {', '.join(missing)}.")
     weights = emit_weights.lay_out(program, plan)
     unit = Unit(program, plan, weights, target, quantization, _build_id(program, plan, objects, weights))
@@ -108,7 +108,7 @@ def manifest(unit: Unit, toolchain: Toolchain, library_bytes: int, footprint: Fo
         inputs=unit.inputs,
         outputs=unit.outputs,
         arena=artifact.Arena(unit.arena_bytes, unit.alignment, unit.state_bytes, plan.lower_bound, peak),
-        weights=artifact.Weights(weights.bytes, weights.sha256, weights.crc32),
+        weights=artifact.Weights(weights.bytes, weights.sha256, weights.crc32, _parts(unit)),
         footprint=footprint,
         max_threads=unit.max_threads,
         steps=tuple(steps),
@@ -116,9 +116,20 @@ def manifest(unit: Unit, toolchain: Toolchain, library_bytes: int, footprint: Fo
     )
 
 
+def _parts(unit: Unit) -> tuple[artifact.Part, ...]:
+    return tuple(artifact.Part(each.nodes, each.packed, each.stored, each.bound) for each in unit.program.coded)
+
+
+def _compiled(program: Program, plan: MemoryPlan) -> list[str]:
+    """The kernels that are objects of their own."""
+    return sorted(
+        {call.kernel for call in plan.calls if call.kernel not in program.kernels or not program.kernels[call.kernel].c}
+    )
+
+
 def _build_id(program: Program, plan: MemoryPlan, objects: Mapping[str, bytes], weights: Weights) -> str:
     digest = hashlib.sha256(repr((VERSION, program.name, plan, weights.sha256, weights.offsets)).encode())
-    for symbol in sorted({call.kernel for call in plan.calls}):
+    for symbol in _compiled(program, plan):
         digest.update(hashlib.sha256(objects[symbol]).digest())
     return digest.hexdigest()[:16]
 
@@ -136,7 +147,7 @@ def _build(
     (work / f"{prefix}.c").write_text(emit_c.source(unit), encoding="utf-8")
     names = [f"{prefix}.o"]
     _compile(unit, toolchain, work, cache)
-    for symbol in sorted({call.kernel for call in unit.plan.calls}):
+    for symbol in _compiled(unit.program, unit.plan):
         (work / f"{symbol}.kernel.o").write_bytes(objects[symbol])
         names.append(f"{symbol}.kernel.o")
     footprint = None
@@ -159,7 +170,7 @@ def _build(
 
 def _own_functions(unit: Unit, objects: Mapping[str, bytes], toolchain: Toolchain, work: Path) -> list[str]:
     """The object with what kernels call of a C library, where they do."""
-    needed = freestanding.needed(unit.plan.calls, objects)
+    needed = freestanding.needed((call for call in unit.plan.calls if call.kernel in objects), objects)
     if not needed:
         return []
     (work / "freestanding.c").write_text(emit_c.template(freestanding.SOURCE), encoding="utf-8")

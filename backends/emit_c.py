@@ -156,7 +156,8 @@ def source(unit: Unit) -> str:
         table=table,
         runtime=template("runtime_threads.c" if unit.target.hosted else "runtime_single.c"),
         checks=_static_checks(tensors),
-        checksum=(template("runtime_crc.c") if has_weights else "") + _processor_check(unit.target),
+        checksum=(template("runtime_crc.c") if has_weights else "") + _decoders(unit) + _processor_check(unit.target),
+        setup=_setup(unit),
         init_checks=_init_checks(unit, has_weights),
         run_checks=_run_checks(unit.prefix.upper(), tensors),
         bind="".join(f"    s->at.{tensor.identifier} = {tensor.identifier};\n" for tensor in tensors),
@@ -259,7 +260,33 @@ def _prototypes(unit: Unit) -> str:
         if not re.fullmatch(r"[A-Za-z_]\w*", symbol, re.ASCII):
             raise InternalError(f"kernel '{symbol}'", "expected a name that C takes.")
         pointers = [f"{_pointer(kernel, index)}p{index}" for index in range(len(kernel.dtypes))]
-        lines.append(f"void {symbol}({', '.join([*pointers, 'int32_t task_begin', 'int32_t task_end'])});\n")
+        parameters = ", ".join([*pointers, "int32_t task_begin", "int32_t task_end"])
+        lines.append(f"{'static int' if kernel.c else 'void'} {symbol}({parameters});\n")
+    return "".join(lines)
+
+
+def _decoders(unit: Unit) -> str:
+    """The C of kernels that are no objects: decoders of weights."""
+    used = dict.fromkeys(call.kernel for call in (*unit.program.setup, *unit.plan.calls))
+    texts = [unit.program.kernels[symbol].c for symbol in used if unit.program.kernels[symbol].c]
+    return "\n".join([template("runtime_coded.c"), *texts]) if texts else ""
+
+
+def _setup(unit: Unit) -> str:
+    """What init does at the end: coded weights are checked, then the setup's calls made."""
+    upper, lines = unit.prefix.upper(), []
+    for each in unit.program.coded:
+        if each.crc32 is not None and each.name in unit.weights.offsets:
+            data = f"CONSTANT(uint8_t, {unit.weights.offsets[each.name]})"
+            lines.append(
+                f"    if (crc32({data}, {each.stored}) != {each.crc32:#010x}u) return {upper}_ERROR_CHECKSUM;\n"
+            )
+    if unit.program.setup:
+        lines.append("    const frame *at = &s->at;\n")
+    for call in unit.program.setup:
+        kernel = unit.program.kernels[call.kernel]
+        arguments = [_argument(unit, unit.plan.places[name], kernel, i) for i, name in enumerate(call.arguments)]
+        lines.append(f"    if (!{call.kernel}({', '.join(arguments)}, 0, 1)) return {upper}_ERROR_CHECKSUM;\n")
     return "".join(lines)
 
 

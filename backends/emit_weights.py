@@ -27,7 +27,7 @@ class Weights:
 
 def lay_out(program: Program, plan: MemoryPlan) -> Weights:
     """An offset for every constant that a call or copy reads, in the order of their first use."""
-    places = [plan.places[name] for call in plan.calls for name in call.arguments]
+    places = [plan.places[name] for call in (*program.setup, *plan.calls) for name in call.arguments]
     places += [copy.source for copy in plan.copies]
     offsets: dict[str, int] = {}
     known: dict[bytes, int] = {}

@@ -67,7 +67,7 @@ def plan(program: Program, *, alignment: int = ALIGNMENT, io_in_arena: bool = Fa
     original = _Layout(program, program.calls, alignment, io_in_arena)
     best = original.plan()
     kept = {root for root, (_, last) in original.spans.items() if last == original.end}
-    calls = low_peak_order(program.calls, original.roots, original.costs(), present=original.inputs.keys(), kept=kept)
+    calls = low_peak_order(program.calls, original.roots, original.costs(), present=original.present, kept=kept)
     if calls != program.calls and (other := _Layout(program, calls, alignment, io_in_arena).plan()).bytes < best.bytes:
         best = other
     return best
@@ -111,7 +111,7 @@ def _problems(program: Program) -> Iterator[tuple[str, str]]:
     if not program.outputs:
         yield program.name, "has no output"
     filled = {*program.inputs, *program.constants}
-    for call in program.calls:
+    for call in (*program.setup, *program.calls):
         yield from _call_problems(program, call, root, filled)
         filled.update(root[name] for name in call.writes if name in root)
     for name in program.outputs:
@@ -155,6 +155,8 @@ class _Layout:
         self.end = len(calls)
         self.roots = roots(program)
         self.inputs = {name: index for index, name in enumerate(program.inputs)}
+        self.lasting = {self.roots[name] for call in program.setup for name in call.writes}
+        self.present = {**self.inputs, **dict.fromkeys(sorted(self.lasting))}.keys()
         self.outputs: dict[str, int] = {}
         """Root -> the number of the output whose memory it is."""
         self.copied: dict[int, str] = {}
@@ -169,12 +171,15 @@ class _Layout:
         self.owner = self._share()
 
     def _spans(self) -> dict[str, tuple[int, int]]:
-        """Root -> first and last position at which its bytes matter, for all but constants."""
-        spans = dict.fromkeys(self.program.inputs, (-1, -1))
+        """Root -> first and last position at which its bytes matter, for all but constants.
+
+        What the setup writes is there before the first call; if one reads it, all runs do.
+        """
+        spans = dict.fromkeys(self.present, (-1, -1))
         for position, call in enumerate(self.calls):
             for name in call.arguments:
                 root = self.roots[name]
-                spans[root] = (spans.get(root, (position, position))[0], position)
+                spans[root] = (spans.get(root, (position, position))[0], self.end if root in self.lasting else position)
         for root in (*self.outputs, *self.copied.values()):
             if root in spans:
                 spans[root] = (spans[root][0], self.end)

@@ -51,6 +51,8 @@ class Kernel:
     dtypes: tuple[str, ...]
     constant: tuple[bool, ...]
     """Which parameters the kernel only reads."""
+    c: str = ""
+    """C of a function that is part of the artifact's own source, returning int; then there is no `tir`, no object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +72,27 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class CodedConstant:
+    """What became of a constant that `nodes` read: bytes as kernels read it (`packed`), as stored, and at least.
+
+    `bound` is the entropy of its bytes. `name` is the constant that is stored; `crc32` is its checksum where it is a
+    stream, None where it stayed as it was.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    packed: int
+    stored: int
+    bound: float
+    crc32: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
-    """Everything that emission needs. `aliases` are views: name -> the buffer whose bytes it shares (a reshape)."""
+    """Everything that emission needs. `aliases` are views: name -> the buffer whose bytes it shares (a reshape).
+
+    `setup` are calls that init makes once; what they write and a call reads stays for all runs.
+    """
 
     name: str
     buffers: Mapping[str, Buffer]
@@ -82,3 +103,5 @@ class Program:
     constants: Mapping[str, Array]
     aliases: Mapping[str, str] = field(default_factory=dict)
     decisions: tuple[Decision, ...] = ()
+    setup: tuple[Call, ...] = ()
+    coded: tuple[CodedConstant, ...] = ()

@@ -14,6 +14,7 @@ from graphc.backends.boards import BOARDS, Board, Memory
 from graphc.errors import UnsupportedError
 
 Kind = Literal["cpu", "board", "gpu"]
+Storage = Literal["plain", "coded", "streamed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,8 @@ class Target:
     archive_ending: str = ".a"
     winograd: bool = True
     """Whether float convolutions may use Winograd's filtering: see `graphc.backends.winograd` for what it errs."""
+    weights: Storage = "plain"
+    """How constants are stored: as kernels read them, or entropy-coded (`graphc.backends.coded_weights`)."""
     board: Board | None = None
     """The board it is part of, where the spec names one."""
     compiler: str = ""
@@ -119,7 +122,7 @@ def resolve(entry: Mapping[str, Any]) -> Target:
         raise UnsupportedError(subject, "this version of graphc has no gpu targets.", f"Available: {there}.")
     else:
         raise UnsupportedError("targets", f"expected a cpu, board or gpu, got {dict(entry)}.", "Write {cpu: native}.")
-    changed = {"winograd": entry.get("winograd"), "compiler": entry.get("compiler")}
+    changed = {name: entry.get(name) for name in ("winograd", "compiler", "weights")}
     return replace(target, **{name: value for name, value in changed.items() if value is not None})
 
 

@@ -52,12 +52,23 @@ class Arena:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A constant that `nodes` read: its bytes as kernels read it, as it is stored, and the entropy of its bytes."""
+
+    nodes: tuple[str, ...]
+    packed: int
+    stored: int
+    bound: float
+
+
+@dataclass(frozen=True, slots=True)
 class Weights:
-    """The constants as one block of bytes, and its checksums."""
+    """The constants as one block of bytes, and its checksums; `parts` are listed where they may be entropy-coded."""
 
     bytes: int
     sha256: str
     crc32: int
+    parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Artifacts are run where this machine can run them; for the others only sizes are
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from graphc import artifact
-from graphc.artifact import Manifest
+from graphc.artifact import Manifest, Part
 from graphc.bench import Timing, interleave
 from graphc.borders import Border, border_types
 from graphc.budget import limits
 from graphc.errors import UnsupportedError
 from graphc.exporter import save
 from graphc.ir import Array, Graph
+from graphc.ir.cost import cost
 from graphc.ir.text import fingerprint
 from graphc.job import Job
 from graphc.machine import machine
@@ -31,7 +32,7 @@ from graphc.peers import Run, start
 from graphc.pipeline import Compressed
 from graphc.progress import Progress
 from graphc.quality import Model, qualities
-from graphc.report import Decided, Latency, Quality, Report, TargetReport
+from graphc.report import Decided, Latency, Quality, Report, StoredLayer, TargetReport
 from graphc.runner import Opened, Runner
 from graphc.samples import seeded
 from graphc.staging import MODEL, MODEL_DATA
@@ -79,7 +80,7 @@ class _Target:
         if self._runs_here():
             quality = self._quality()
             after, before = self._latencies()
-        return _target_report(self._manifest, self.folder, quality, after), before
+        return _target_report(self._manifest, self.folder, self.graph, quality, after), before
 
     def _runs_here(self) -> bool:
         try:
@@ -179,7 +180,9 @@ def latency_of(engine: str, threads: int, seconds: Sequence[float]) -> Latency:
     )
 
 
-def _target_report(manifest: Manifest, folder: Path, quality: Quality | None, latency: Latency | None) -> TargetReport:
+def _target_report(
+    manifest: Manifest, folder: Path, graph: Graph, quality: Quality | None, latency: Latency | None
+) -> TargetReport:
     return TargetReport(
         id=folder.name,
         flash=_flash(manifest, folder),
@@ -190,6 +193,7 @@ def _target_report(manifest: Manifest, folder: Path, quality: Quality | None, la
         decisions=tuple(Decided.model_validate(asdict(each)) for each in manifest.decisions),
         quality=quality,
         latency=latency,
+        weights=tuple(_stored(manifest, graph)),
     )
 
 
@@ -198,6 +202,23 @@ def _flash(manifest: Manifest, folder: Path) -> int:
     if manifest.footprint is not None:
         return manifest.weights.bytes + manifest.footprint.code
     return (folder / (manifest.files.library or manifest.files.archive)).stat().st_size
+
+
+def _stored(manifest: Manifest, graph: Graph) -> Iterator[StoredLayer]:
+    """What coding came to for the constants of each layer, then for all of them."""
+    layers: dict[tuple[str, ...], list[Part]] = {}
+    for part in manifest.weights.parts:
+        layers.setdefault(part.nodes, []).append(part)
+    floats = {node.name: 4 * node.parameters for node in cost(graph).nodes}
+    for nodes, parts in layers.items():
+        yield _sum_of(parts, nodes, sum(floats.get(name, 0) for name in nodes))
+    if layers:
+        yield _sum_of(manifest.weights.parts, (), sum(floats.values()))
+
+
+def _sum_of(parts: Sequence[Part], nodes: tuple[str, ...], raw: int) -> StoredLayer:
+    packed, stored = sum(part.packed for part in parts), sum(part.stored for part in parts)
+    return StoredLayer(nodes=nodes, raw=raw, packed=packed, stored=stored, bound=sum(part.bound for part in parts))
 
 
 def _absolute(spec: dict[str, Any]) -> dict[str, Any]:

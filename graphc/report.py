@@ -84,9 +84,21 @@ class Decided(Record):
     speed: float
 
 
+class StoredLayer(Record):
+    """Bytes of the weights of `nodes`: as fp32, as kernels read them, as they are stored, and the entropy of theirs."""
+
+    nodes: tuple[str, ...]
+    raw: int
+    packed: int
+    stored: int
+    bound: float
+
+
 class TargetReport(Record):
     """`flash`: bytes of code and weights. `ram`: bytes of the arena, and of the stack without an operating
-    system. `quality`: of the artifact, where it runs."""
+    system. `quality`: of the artifact, where it runs. `weights`: layer by layer, the total last (without nodes), where
+    the target has them coded.
+    """
 
     id: str
     flash: int
@@ -97,6 +109,7 @@ class TargetReport(Record):
     decisions: tuple[Decided, ...] = ()
     quality: Quality | None
     latency: Latency | None
+    weights: tuple[StoredLayer, ...] = ()
 
 
 class Limit(Record):

@@ -131,6 +131,9 @@ class Data(Section):
 
 Compiler: TypeAlias = Annotated[str, Field(min_length=1)]
 """The command of a C compiler, such as `aarch64-linux-gnu-gcc-12`; absent: one is found."""
+Storage: TypeAlias = Literal["plain", "coded", "streamed"]
+"""How weights lie in an artifact: as kernels read them; entropy-coded, and decoded into the arena by init; or coded,
+and decoded before each call that reads them, into memory that calls share: less of it, and slower."""
 
 
 class Cpu(Section):
@@ -143,6 +146,7 @@ class Cpu(Section):
 
     cpu: CpuId
     winograd: bool = True
+    weights: Storage = "plain"
     compiler: Compiler | None = None
 
     @property
@@ -196,6 +200,7 @@ class Board(Section):
         Discriminator(lambda value: "id" if isinstance(value, str) else "ownboard"),
     ]
     winograd: bool = True
+    weights: Storage = "plain"
     compiler: Compiler | None = None
 
     @property
