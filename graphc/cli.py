@@ -151,6 +151,9 @@ def run(
 @app.command()
 def verify(
     artifact: Artifact,
+    sparsity: Annotated[
+        str, typer.Option("--sparsity", metavar="SHARES", help="Shares to prune, such as 0,0.3,0.5; else the spec's.")
+    ] = "",
     samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Inputs to compare on.")] = 16,
     threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads to run on.")] = 1,
     json: Json = False,
@@ -196,27 +199,31 @@ def sensitivity(
     weights: Annotated[
         str, typer.Option("--weights", metavar="FORMATS", help="Formats to try, such as int8,int4; else the spec's.")
     ] = "",
+    sparsity: Annotated[
+        str, typer.Option("--sparsity", metavar="SHARES", help="Shares to prune, such as 0,0.3,0.5; else the spec's.")
+    ] = "",
     samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Judge on so many samples.")] = 64,
-    size: Annotated[str, typer.Option("--size", metavar="BYTES", help="Choose formats for this size: 200KiB.")] = "",
+    size: Annotated[str, typer.Option("--size", metavar="BYTES", help="Choose for this size: 200KiB.")] = "",
     average_bits: Annotated[
         float | None, typer.Option("--average-bits", metavar="BITS", help="Choose formats of so many bits on average.")
     ] = None,
     accuracy_drop: Annotated[
-        float | None, typer.Option("--accuracy-drop", metavar="D", help="Choose the coarsest formats within this drop.")
+        float | None, typer.Option("--accuracy-drop", metavar="D", help="Choose the coarsest within this drop.")
     ] = None,
-    latency: Annotated[str, typer.Option("--latency", metavar="TIME", help="Choose formats for this time: 2ms.")] = "",
+    latency: Annotated[str, typer.Option("--latency", metavar="TIME", help="Choose for this time: 2ms.")] = "",
+    macs: Annotated[str, typer.Option("--macs", metavar="COUNT", help="Choose for so many MACs: 60M.")] = "",
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FILE", help="Write the chosen spec there (SPEC_mixed.yaml).")
     ] = None,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw it (extra `report`).")] = None,
     json: Json = False,
 ) -> None:
-    """Measure what quantizing each layer alone costs, and choose formats per layer under a limit."""
-    from graphc.cli_sensitivity import limits_of, show_sensitivity
+    """Measure what quantizing or pruning each layer alone costs, and choose per layer under a limit."""
+    from graphc.cli_sensitivity import Tried, limits_of, show_sensitivity
 
-    limits = limits_of(size, average_bits, accuracy_drop, latency)
-    formats = [name for name in weights.split(",") if name]
-    show_sensitivity(spec, formats, samples, limits, json=json, plot=plot, out=out)
+    limits = limits_of(size, average_bits, accuracy_drop, latency, macs)
+    tried = Tried(*([name for name in text.split(",") if name] for text in (weights, sparsity)))
+    show_sensitivity(spec, tried, samples, limits, json=json, plot=plot, out=out)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """`graphc sensitivity`: what it prints, plots and writes."""
 
 import json as json_text
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,72 +13,104 @@ from graphc.backends.cache import Cache
 from graphc.compile import FolderMemory, build_job
 from graphc.errors import InputError, UnsupportedError
 from graphc.job import Job, prepare
-from graphc.passes.quantize import Quantize
+from graphc.passes.protocol import Pass
 from graphc.passes.quantize_schemes import FORMATS
-from graphc.sensitivity import Row, Sensitivity, Subject, sensitivity, subject_of
-from graphc.spec.units import BYTES, SECONDS, quantity
+from graphc.sensitivity import Choice, Row, Sensitivity, Subject, sensitivity, subject_of
+from graphc.spec.units import BYTES, COUNTS, SECONDS, quantity
 from graphc.spec.writer import write
 from graphc.terminal import line_out, size, table
+
+SHARE = re.compile(r"0|0?\.\d+|0\.\d*")
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What the command line asks to try: formats of weights, or shares that go."""
+
+    weights: Sequence[str] = ()
+    sparsity: Sequence[str] = ()
+
+    def checked(self) -> Sequence[str]:
+        """The candidates. Raises InputError for what is none."""
+        if unknown := [name for name in self.weights if name not in FORMATS]:
+            raise InputError("--weights", f"expected some of {', '.join(FORMATS)}, got {', '.join(unknown)}.")
+        if wrong := [text for text in self.sparsity if not SHARE.fullmatch(text)]:
+            raise InputError("--sparsity", f"expected shares, such as 0,0.3,0.5, got {', '.join(wrong)}.")
+        return (*self.weights, *self.sparsity)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """At most one is given: bytes of weights, bits per weight, the metric's drop, seconds per run."""
+    """At most one is given: bytes of weights, MACs, bits per weight, the metric's drop, seconds per run."""
 
     size: int | None = None
     average_bits: float | None = None
     accuracy_drop: float | None = None
     latency: float | None = None
+    macs: int | None = None
 
     @property
     def given(self) -> Mapping[str, float]:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def limits_of(size: str, average_bits: float | None, accuracy_drop: float | None, latency: str) -> Limits:
-    """Limits as the command line gives them; empty texts are none. Raises InputError for what is no size or time."""
-    bytes_, seconds = (quantity(text, units) for text, units in ((size, BYTES), (latency, SECONDS)))
-    for option, text, number in (("--size", size, bytes_), ("--latency", latency, seconds)):
+def limits_of(size: str, average_bits: float | None, accuracy_drop: float | None, latency: str, macs: str) -> Limits:
+    """Limits as the command line gives them; empty texts are none. Raises InputError for what is no such quantity."""
+    texts = {"--size": (size, BYTES), "--latency": (latency, SECONDS), "--macs": (macs, COUNTS)}
+    bytes_, seconds, products = (quantity(text, units) for text, units in texts.values())
+    for (option, (text, _)), number in zip(texts.items(), (bytes_, seconds, products), strict=True):
         if text and number is None:
-            raise InputError(option, f"expected a number with a unit, such as 200KiB or 2ms, got {text!r}.")
+            raise InputError(option, f"expected a number with a unit, such as 200KiB, 2ms or 60M, got {text!r}.")
     return Limits(
         int(bytes_) if size and bytes_ is not None else None,
         average_bits,
         accuracy_drop,
         float(seconds) if latency and seconds is not None else None,
+        int(products) if macs and products is not None else None,
     )
 
 
 def show_sensitivity(
-    spec: Path, weights: Sequence[str], count: int, limits: Limits, *, json: bool, plot: Path | None, out: Path | None
+    spec: Path, tried: Tried, count: int, limits: Limits, *, json: bool, plot: Path | None, out: Path | None
 ) -> None:
-    """Measure, print the table; under a limit, choose formats, print them and write the spec that gives them."""
-    if unknown := [name for name in weights if name not in FORMATS]:
-        raise InputError("--weights", f"expected some of {', '.join(FORMATS)}, got {', '.join(unknown)}.")
+    """Measure, print the table; under a limit, choose candidates, print them and write the spec that gives them."""
+    candidates = tried.checked()
     if len(limits.given) > 1:
         raise InputError("sensitivity", f"expected one limit, got {', '.join(limits.given)}.", "Give one of them.")
     job, memory = prepare(None, spec), FolderMemory(Cache(None))
     with terminal.progress() as progress:
-        subject = subject_of(job, memory, weights, count, progress)
-        found = sensitivity(subject, weights, progress)
+        subject = subject_of(job, memory, candidates, count, progress)
+        _check_fit(subject, tried, limits)
+        found = sensitivity(subject, candidates, progress)
     choice = _chosen(subject, found, limits) if limits.given else None
     if plot is not None:
         draw(found, plot)
     if json:
-        chosen = None if choice is None else {layer: row.weights for layer, row in choice.items()}
+        chosen = None if choice is None else {layer: row.candidate for layer, row in choice.items()}
         line_out(json_text.dumps({**asdict(found), "chosen": chosen}, indent=1))
     else:
         _print(found, choice)
     if choice is not None:
         path = out or spec.with_name(f"{spec.stem}_mixed.yaml")
-        write(_with_step(job, mixed.step_of(subject, choice)).spec, path)
+        write(_with_step(job, subject.chosen(choice)).spec, path)
         if not json:
             line_out(f"spec      {path}")
 
 
-def _chosen(subject: Subject, found: Sensitivity, limits: Limits) -> mixed.Choice:
+def _check_fit(subject: Subject, tried: Tried, limits: Limits) -> None:
+    """Raises InputError for candidates or a limit that speak of another kind of step."""
+    kind = subject.step.kind
+    if tried.sparsity and kind != "prune":
+        raise InputError("--sparsity", f"the spec's step is `{kind}`, which has no shares.", "Give --weights.")
+    if (tried.weights or limits.average_bits is not None) and kind != "quantize":
+        raise InputError("sensitivity", f"the spec's step is `{kind}`, which has no bits.", "Give --sparsity.")
+
+
+def _chosen(subject: Subject, found: Sensitivity, limits: Limits) -> Choice:
     if limits.size is not None:
         return mixed.within_size(subject, found, limits.size)
+    if limits.macs is not None:
+        return mixed.within_macs(subject, found, limits.macs)
     if limits.average_bits is not None:
         return mixed.within_bits(found, limits.average_bits)
     if limits.accuracy_drop is not None:
@@ -86,9 +119,9 @@ def _chosen(subject: Subject, found: Sensitivity, limits: Limits) -> mixed.Choic
     return mixed.within_latency(mixed.walk(found), limits.latency, lambda choice: _latency(subject, choice))
 
 
-def _latency(subject: Subject, choice: mixed.Choice) -> float:
+def _latency(subject: Subject, choice: Choice) -> float:
     """Seconds of one run of the artifact with these formats, built for the spec's first target."""
-    job = _with_step(subject.job, mixed.step_of(subject, choice))
+    job = _with_step(subject.job, subject.chosen(choice))
     with TemporaryDirectory(prefix="latency-") as folder:
         targets = build_job(job, Path(folder)).report.targets
     if not targets or targets[0].latency is None:
@@ -96,32 +129,35 @@ def _latency(subject: Subject, choice: mixed.Choice) -> float:
     return targets[0].latency.median
 
 
-def _with_step(job: Job, step: Quantize) -> Job:
-    """The job with another `quantize` step."""
-    passes = tuple(step if isinstance(each, Quantize) else each for each in job.spec.passes)
+def _with_step(job: Job, step: Pass) -> Job:
+    """The job with another step of this kind."""
+    passes = tuple(step if each.kind == step.kind else each for each in job.spec.passes)
     return Job(job.spec.model_copy(update={"passes": passes}), job.name, job.model, job.source, job.data, job.targets)
 
 
-def _print(found: Sensitivity, choice: mixed.Choice | None) -> None:
-    """A line per layer and format, most sensitive first; what was chosen is marked."""
+def _print(found: Sensitivity, choice: Choice | None) -> None:
+    """A line per layer and candidate, most sensitive first; what was chosen is marked."""
     metric = [found.metric] if found.metric else []
-    header = ["layer", "operator", "weights", "elements", "saved", "SQNR", *metric, *(["chosen"] if choice else [])]
+    header = ["layer", "operator", found.title, "elements", "saved", "MACs", "SQNR", *metric]
+    header += ["chosen"] if choice else []
     rows = []
     for row in sorted(found.rows, key=lambda row: -row.noise):
-        cells = [row.layer, row.operator, row.weights, str(row.elements), size(row.saved)]
+        cells = [row.layer, row.operator, row.candidate, str(row.elements), size(row.saved), f"{row.macs / 1e6:.2f}M"]
         cells.append("equal" if row.sqnr is None else f"{row.sqnr:.1f} dB")
         cells += [f"{row.value:.2f}" for _ in metric if row.value is not None]
         rows.append([*cells, *(["*" if choice[row.layer] is row else ""] if choice else [])])
-    table(header, rows, "<<<>>>" + ">" * len(metric) + ("<" if choice else ""))
+    table(header, rows, "<<<>>>>" + ">" * len(metric) + ("<" if choice else ""))
     before = f", {found.metric} {found.before:.2f} before" if found.before is not None else ""
-    line_out(f"\none layer quantized at a time, {found.samples} samples{before}")
+    line_out(f"\none layer changed at a time, {found.samples} samples{before}")
     if choice is not None:
         total = found.bytes - sum(row.saved for row in choice.values())
-        line_out(f"chosen    {mixed.average_bits(choice):.2f} bits per weight, about {size(total)}")
+        left = found.macs - sum(row.macs for row in choice.values())
+        bits = f"{mixed.average_bits(choice):.2f} bits per weight, " if found.title == "weights" else ""
+        line_out(f"chosen    {bits}about {size(total)}, {left / 1e6:.2f}M MACs")
 
 
 def draw(found: Sensitivity, path: Path) -> None:
-    """A bar per layer and format. Raises UnsupportedError where matplotlib is not installed."""
+    """A bar per layer and candidate. Raises UnsupportedError where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -129,11 +165,11 @@ def draw(found: Sensitivity, path: Path) -> None:
     layers = list(dict.fromkeys(row.layer for row in found.rows))
     figure = Figure(figsize=(max(6.0, 0.25 * len(layers)), 4.0), layout="constrained")
     axes = figure.add_subplot()
-    by_format: dict[str, list[Row]] = {}
+    by_candidate: dict[str, list[Row]] = {}
     for row in found.rows:
-        by_format.setdefault(row.weights, []).append(row)
-    width = 0.8 / len(by_format)
-    for index, (name, rows) in enumerate(by_format.items()):
+        by_candidate.setdefault(row.candidate, []).append(row)
+    width = 0.8 / len(by_candidate)
+    for index, (name, rows) in enumerate(by_candidate.items()):
         places = [layers.index(row.layer) + index * width for row in rows]
         axes.bar(places, [row.sqnr or 0.0 for row in rows], width, label=name)
     axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=6)

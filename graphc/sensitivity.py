@@ -1,12 +1,15 @@
-"""How much each layer's quantization costs: one layer quantized at a time, everything else in floating point.
+"""How much each layer's compression costs: one layer at a time, everything else as it was.
 
-For every layer that a spec's `quantize` step makes integers of, and every candidate for its weights: the output's
-signal-to-noise ratio on real data, the metric where the spec has one, and the bytes that it saves. What was measured is
-kept, layer by layer, so a run that was cut short goes on.
+The subject is a spec's `quantize` step, and the candidates are formats of weights; or its `prune` step, and the
+candidates are shares that go. For every layer and candidate: the output's signal-to-noise ratio on real data, the
+metric where the spec has one, and the bytes and multiply-accumulates that it saves. What was measured is kept, layer by
+layer, so a run that was cut short goes on.
 """
 
+import json
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,12 +17,13 @@ from graphc.data import Dataset
 from graphc.errors import InputError
 from graphc.execute import Session
 from graphc.ir import Graph
-from graphc.ir.cost import cost
+from graphc.ir.cost import Cost, cost
 from graphc.ir.graph import Node
 from graphc.ir.text import fingerprint
 from graphc.job import Job
 from graphc.memory import Memory
-from graphc.passes.protocol import Context, Statistics
+from graphc.passes.protocol import Context, Pass, Statistics
+from graphc.passes.prune import Prune
 from graphc.passes.quantize import Quantize
 from graphc.pipeline import observe
 from graphc.progress import Progress, silent, stage_of
@@ -32,15 +36,18 @@ TOGETHER = 8
 
 @dataclass(frozen=True)
 class Row:
-    """One layer with weights of one format. `saved` are bytes; `sqnr` in dB (None: the output is the same)."""
+    """One layer with one candidate: a format of weights, or a share that goes. `saved` are bytes, `macs` those saved;
+    `sqnr` in dB (None: the output is the same).
+    """
 
     layer: str
     operator: str
-    weights: str
+    candidate: str
     elements: int
     saved: int
     sqnr: float | None
     value: float | None
+    macs: int = 0
 
     @property
     def noise(self) -> float:
@@ -48,31 +55,69 @@ class Row:
         return 0.0 if self.sqnr is None else 10 ** (-self.sqnr / 10)
 
 
+Choice = Mapping[str, Row]
+"""Layer -> the row of the candidate that it gets."""
+
+
 @dataclass(frozen=True)
 class Sensitivity:
-    """The rows of every layer, grouped, candidates in the order given; the metric before, and the model's bytes."""
+    """The rows of every layer, grouped, candidates in the order given; the metric before, the model's bytes and MACs.
+
+    `title` says what candidates are.
+    """
 
     rows: tuple[Row, ...]
     metric: str | None
     before: float | None
     bytes: int
     samples: int
+    macs: int = 0
+    title: str = "weights"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A job cut at its `quantize` step: the graph that the step gets, what calibration found for it, what judges it."""
+    """A job cut at a step: the graph that the step gets, what calibration found for it, what judges it."""
 
     job: Job
-    step: Quantize
+    step: Pass
     graph: Graph
     statistics: Statistics
     samples: Samples
     memory: Memory
 
-    def quantized(self, step: Quantize) -> Graph:
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What a candidate is, in a word or two."""
+
+    @abstractmethod
+    def layers(self) -> Sequence[tuple[Node, ...]]:
+        """What is measured alone: a node with weights, then what goes with it."""
+
+    @abstractmethod
+    def candidates(self, layer: Node, wanted: Sequence[str]) -> Sequence[str]:
+        """What is tried on a layer: what was asked for, else what the step does."""
+
+    @abstractmethod
+    def alone(self, nodes: Sequence[Node], candidate: str) -> Pass:
+        """The step that does this to one layer and nothing to the others."""
+
+    @abstractmethod
+    def chosen(self, choice: Choice) -> Pass:
+        """The spec's step with a rule for each layer that the step itself would treat in another way."""
+
+    def applied(self, step: Pass) -> Graph:
         """The graph after another step of the same observations."""
         return step.apply(self.graph, Context(self.statistics))
+
+    def price(self, choice: Choice) -> Cost:
+        """What the graph costs with this choice."""
+        return cost(self.applied(self.measured(choice)))
+
+    def measured(self, choice: Choice) -> Pass:
+        """The step of a choice as it is measured."""
+        return self.chosen(choice)
 
     def judge(self, graphs: Mapping[str, Graph]) -> dict[str, Quality]:
         """The quality of each graph against the model, by name."""
@@ -81,68 +126,190 @@ class Subject:
         found = qualities(self.job.model, starts, self.samples, self.memory)
         return {name: found[names[name]] for name in graphs}
 
+    def size(self, layer: Node) -> int:
+        """Weights of a layer."""
+        return self.graph.types[_weight(self.graph, layer)].size
 
-def subject_of(job: Job, memory: Memory, weights: Sequence[str], count: int, progress: Progress = silent) -> Subject:
-    """Run the passes before `quantize` and calibrate for it, with every format of `weights` in mind.
 
-    Raises InputError where the spec has no `quantize` step or more than one, or no data.
+@dataclass(frozen=True)
+class QuantizeSubject(Subject):
+    """Candidates are formats of weights."""
+
+    step: Quantize
+
+    @property
+    def title(self) -> str:
+        return "weights"
+
+    def layers(self) -> Sequence[tuple[Node, ...]]:
+        return self.step.layers(self.graph)
+
+    def candidates(self, layer: Node, wanted: Sequence[str]) -> Sequence[str]:
+        return wanted or [self.step.options(self.graph)[layer].weights]
+
+    def alone(self, nodes: Sequence[Node], candidate: str) -> Quantize:
+        """`nodes` are the layer's, with its bias and Relu."""
+        own = self.step.options(self.graph)[nodes[0]]
+        fields = {key: getattr(own, key) for key in Quantize.overridable}
+        rule = {**{key: value for key, value in fields.items() if value is not None}, "weights": candidate}
+        rules = [{**rule, "name": literal(node.name)} for node in nodes]
+        return Quantize.model_validate({"weights": "none", "activations": "none", "where": rules})
+
+    def chosen(self, choice: Choice) -> Quantize:
+        options = {node.name: own for node, own in self.step.options(self.graph).items()}
+        rules: list[Any] = [rule.model_dump(exclude_none=True) for rule in self.step.where]
+        for layer, row in choice.items():
+            if options[layer].weights != row.candidate:
+                rules.append({"name": literal(layer), "weights": row.candidate})
+        original = next(step for step in self.job.spec.passes if isinstance(step, Quantize))
+        return Quantize.model_validate({**original.model_dump(exclude_unset=True), "where": rules})
+
+    def measured(self, choice: Choice) -> Quantize:
+        return self.chosen(choice).model_copy(update={"io": "float"})
+
+
+@dataclass(frozen=True)
+class PruneSubject(Subject):
+    """Candidates are shares that go. A layer of channels stands for all that must go with them."""
+
+    step: Prune
+
+    @property
+    def title(self) -> str:
+        return "sparsity"
+
+    def layers(self) -> Sequence[tuple[Node, ...]]:
+        return tuple((node,) for node in self.step.layers(self.graph))
+
+    def candidates(self, layer: Node, wanted: Sequence[str]) -> Sequence[str]:
+        if not wanted and self.step.macs is not None:
+            raise InputError("passes", "the `prune` step gives no share to try.", "Give some with --sparsity.")
+        return wanted or [str(self.step.options(self.graph)[layer].stages[-1])]
+
+    def alone(self, nodes: Sequence[Node], candidate: str) -> Prune:
+        rule = {"name": literal(nodes[0].name), "sparsity": float(candidate)}
+        return self._with([{"name": "*", "sparsity": 0.0}, rule])
+
+    def chosen(self, choice: Choice) -> Prune:
+        rules: list[Any] = [rule.model_dump(exclude_none=True) for rule in self.step.where]
+        given = [{"name": literal(layer), "sparsity": float(row.candidate)} for layer, row in choice.items()]
+        return self._with([*rules, *given])
+
+    def price(self, choice: Choice) -> Cost:
+        """What is repaired costs the same."""
+        return cost(self.applied(self.chosen(choice).model_copy(update={"repair": "none"})))
+
+    def _with(self, rules: Sequence[Any]) -> Prune:
+        fields = self.step.model_dump(exclude_unset=True, exclude={"macs", "allocation", "where"})
+        return Prune.model_validate({**fields, "sparsity": self._share, "where": rules})
+
+    @property
+    def _share(self) -> float:
+        """What layers that no rule names lose: nothing, where the step speaks of the whole."""
+        return self.step.stages[-1] if self.step.macs is None and self.step.allocation == "uniform" else 0.0
+
+
+def subject_of(job: Job, memory: Memory, candidates: Sequence[str], count: int, progress: Progress = silent) -> Subject:
+    """Run the passes before the step and calibrate for it, with every candidate in mind.
+
+    Raises InputError where the spec has no `quantize` or `prune` step or more than one, or no data.
     """
-    places = [index for index, step in enumerate(job.spec.passes) if isinstance(step, Quantize)]
+    places = [index for index, step in enumerate(job.spec.passes) if isinstance(step, Quantize | Prune)]
     if len(places) != 1:
-        problem = f"expected one `quantize` step, got {len(places)}."
+        problem = f"expected one `quantize` or `prune` step, got {len(places)}."
         raise InputError("passes", problem, "Sensitivity is that of the layers of one step.")
     graph = job.model
-    for step in job.spec.passes[: places[0]]:
-        stage = stage_of(progress, step.kind)
-        graph = step.apply(graph, Context(observe(step, graph, job.data, memory, stage), stage))
+    for each in job.spec.passes[: places[0]]:
+        stage = stage_of(progress, each.kind)
+        graph = each.apply(graph, Context(observe(each, graph, job.data, memory, stage), stage))
     step = job.spec.passes[places[0]]
+    if isinstance(step, Prune) and step.pattern == "layers":
+        raise InputError("passes", "pattern layers takes whole blocks: there is no share of one.", "Prune channels.")
+    calibration = stage_of(progress, "calibration")
+    samples = _samples(job, count)
+    if isinstance(step, Prune):
+        statistics = observe(step, graph, job.data, memory, calibration)
+        return PruneSubject(job, step, graph, statistics, samples, memory)
     assert isinstance(step, Quantize)
     step = step.model_copy(update={"io": "float"})  # borders are no layers, and floats measure alike
-    calibration = stage_of(progress, "calibration")
     found: dict[Any, Any] = {}
-    for each in (step, *(_with_weights(step, name) for name in weights)):
-        found.update(observe(each, graph, job.data, memory, calibration))
+    for tried in (step, *(_with_weights(step, name) for name in candidates)):
+        found.update(observe(tried, graph, job.data, memory, calibration))
     step, statistics = step.resolved(graph, found)
-    return Subject(job, step, graph, statistics, _samples(job, count), memory)
+    return QuantizeSubject(job, step, graph, statistics, samples, memory)
 
 
-def sensitivity(subject: Subject, weights: Sequence[str], progress: Progress = silent) -> Sensitivity:
-    """Measure every layer with every format of `weights`; without any, with the step's own."""
-    layers = subject.step.layers(subject.graph)
+def sensitivity(subject: Subject, candidates: Sequence[str], progress: Progress = silent) -> Sensitivity:
+    """Measure every layer with every one of `candidates`; without any, with what the step does."""
+    layers = subject.layers()
     if not layers:
-        raise InputError("passes", "the `quantize` step makes integers of no layer.", "Check its options.")
-    options = subject.step.options(subject.graph)
-    floats = cost(subject.graph).bytes
-    pairs = [(nodes, name) for nodes in layers for name in (weights or [options[nodes[0]].weights])]
-    rows: list[Row] = []
-    before: float | None = None
-    for start in range(0, len(pairs), TOGETHER):
-        progress("layers", start / len(pairs))
-        part = pairs[start : start + TOGETHER]
-        variants = {str(i): subject.quantized(alone(subject, *pair)) for i, pair in enumerate(part)}
-        found = subject.judge({**variants, "model": subject.job.model})
-        before = found["model"].value
-        for i, ((node, *_), name) in enumerate(part):
-            quality, graph = found[str(i)], variants[str(i)]
-            size = subject.graph.types[_weight(subject.graph, node)].size
-            saved = floats - cost(graph).bytes
-            rows.append(Row(node.name, node.op, name, size, saved, quality.sqnr, quality.value))
+        raise InputError("passes", f"the `{subject.step.kind}` step changes no layer.", "Check its options.")
+    whole = cost(subject.graph)
+    pairs = [(nodes, name) for nodes in layers for name in subject.candidates(nodes[0], candidates)]
+    kept = _Rows(subject)
+    rows = {pair: kept.recall(*pair) for pair in pairs}
+    missing = [pair for pair, row in rows.items() if row is None]
+    for start in range(0, len(missing), TOGETHER):
+        progress("layers", (len(pairs) - len(missing) + start) / len(pairs))
+        part = missing[start : start + TOGETHER]
+        variants = {str(i): subject.applied(subject.alone(*pair)) for i, pair in enumerate(part)}
+        found = subject.judge(variants)
+        for i, (nodes, name) in enumerate(part):
+            price, node = cost(variants[str(i)]), nodes[0]
+            rows[nodes, name] = Row(
+                layer=node.name,
+                operator=node.op,
+                candidate=name,
+                elements=subject.size(node),
+                saved=whole.bytes - price.bytes,
+                sqnr=found[str(i)].sqnr,
+                value=found[str(i)].value,
+                macs=(whole.macs or 0) - (price.macs or 0),
+            )
+            kept.keep(nodes, name, rows[nodes, name])
+    before = subject.judge({"model": subject.job.model})["model"].value
     progress("layers", 1.0)
     metric, data = subject.samples.metric, subject.samples.dataset
     samples = len(data) * data.rows
-    return Sensitivity(tuple(rows), metric.name if metric else None, before, floats, samples)
+    return Sensitivity(
+        rows=tuple(row for row in rows.values() if row is not None),
+        metric=metric.name if metric else None,
+        before=before,
+        bytes=whole.bytes,
+        samples=samples,
+        macs=whole.macs or 0,
+        title=subject.title,
+    )
 
 
-def alone(subject: Subject, nodes: Sequence[Node], weights: str) -> Quantize:
-    """The step that quantizes one layer as the subject's own does, but for the format of its weights.
+@dataclass(frozen=True)
+class _Rows:
+    """Rows in memory: of the same graph, step, data and judge. A metric of the user's own may have changed."""
 
-    `nodes` are the layer's, with its bias and Relu.
-    """
-    own = subject.step.options(subject.graph)[nodes[0]]
-    fields = {key: getattr(own, key) for key in Quantize.overridable}
-    rule = {**{key: value for key, value in fields.items() if value is not None}, "weights": weights}
-    rules = [{**rule, "name": literal(node.name)} for node in nodes]
-    return Quantize.model_validate({"weights": "none", "activations": "none", "where": rules})
+    subject: Subject
+
+    def recall(self, nodes: tuple[Node, ...], candidate: str) -> Row | None:
+        metric = self.subject.samples.metric
+        kept = (
+            None if metric and ":" in metric.name else self.subject.memory.recall("row", *self._key(nodes, candidate))
+        )
+        return None if kept is None else Row(**json.loads(kept))
+
+    def keep(self, nodes: tuple[Node, ...], candidate: str, row: Row | None) -> None:
+        assert row is not None
+        self.subject.memory.keep(json.dumps(asdict(row)).encode(), "row", *self._key(nodes, candidate))
+
+    def _key(self, nodes: tuple[Node, ...], candidate: str) -> tuple[str, ...]:
+        subject, data = self.subject, self.subject.job.data
+        metric, calibration = subject.samples.metric, data.calibration
+        return (
+            fingerprint(subject.job.model),
+            fingerprint(subject.graph),
+            subject.alone(nodes, candidate).model_dump_json(),
+            calibration.fingerprint if calibration is not None else "",
+            subject.samples.dataset.fingerprint,
+            metric.name if metric else "",
+        )
 
 
 def literal(name: str) -> str:

@@ -23,7 +23,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from graphc.ir.graph import Graph
+from graphc.ir.graph import Graph, Node
 from graphc.passes import prune_channels, prune_layers, prune_weights
 from graphc.passes.channel_repair import Repair
 from graphc.passes.channel_worth import BY_DATA, BY_GRADIENTS, BY_WEIGHTS
@@ -207,6 +207,12 @@ class Prune(Pass):
             return Order(before=frozenset({"quantize", "fold"} if self.repair == "batch_norm" else {"quantize"}))
         changing = frozenset({"equalize", "smooth_quant", "awq"})
         return Order(requires=frozenset({"fold"}), after=changing, before=frozenset({"quantize"}))
+
+    def layers(self, graph: Graph) -> tuple[Node, ...]:
+        """Nodes whose `sparsity` decides what goes: a layer, or the one that makes channels that go together."""
+        if self.of_weights:
+            return prune_weights.layers(graph, self.options(graph))
+        return prune_channels.layers(graph, self)
 
     def observes(self, graph: Graph) -> tuple[Observation, ...]:
         """What the method knows a weight's worth by."""

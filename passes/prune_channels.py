@@ -121,7 +121,7 @@ class _Cutting:
         self._feeds, self._context = feeds, context
         found = channel_groups(graph, heads=options.family == "heads")
         self._explain(found)
-        self._families = [family for family in found.families if self._takes(family)]
+        self._families = [family for family in found.families if _is_taken(graph, family, options)]
 
     def removed(self, macs: float | None, sparsity: float) -> Elements:
         """What goes, to leave `macs` of the MACs, or to take `sparsity` of the groups."""
@@ -148,19 +148,10 @@ class _Cutting:
             found.append(replace(rung, scale=error / max(float(rung.ladder.errors[half]), 1e-12)))
         return tuple(found)
 
-    def _takes(self, family: Family) -> bool:
-        weights = [name for name, _ in family.axes if len(self._graph.types[name].dims) > 1]
-        constants = any(name in self._graph.constants for name in weights)
-        return constants and len(family.groups) > 1 and (family.heads or self._options.family != "heads")
-
     def _share(self, family: Family) -> float:
-        """What the node that makes these channels asks for: the first one that has weights among them."""
-        names = {name for name, _ in family.axes}
-        for node in self._graph.nodes:
-            passes = not names.isdisjoint(node.inputs) and not names.isdisjoint(node.results)
-            if passes and has_weights(self._graph, node):
-                return self._shares.get(node.name, 0.0)
-        return max(self._shares.values(), default=0.0)
+        """What the node that makes these channels asks for."""
+        maker = _maker(self._graph, family)
+        return self._shares[maker.name] if maker is not None else max(self._shares.values())
 
     def _explain(self, found: ChannelGroups) -> None:
         """A reason for each layer none of whose results can go."""
@@ -169,6 +160,31 @@ class _Cutting:
             if has_weights(self._graph, node) and node.outputs[0] not in open_:
                 reasons = [why for (name, _), why in found.reasons.items() if name == node.outputs[0]]
                 self._context.skip(node, f"its channels stay: {reasons[-1] if reasons else 'it has one'}")
+
+
+def layers(graph: Graph, options: Options) -> tuple[Node, ...]:
+    """The nodes whose options decide how much of each family goes."""
+    single = apart(graph)
+    families = channel_groups(single, heads=options.family == "heads").families
+    makers = {_maker(single, family) for family in families if _is_taken(single, family, options)}
+    names = {node.name for node in makers if node is not None}
+    return tuple(node for node in graph.nodes if node.name in names)
+
+
+def _maker(graph: Graph, family: Family) -> Node | None:
+    """The first node with weights through which these channels come."""
+    names = {name for name, _ in family.axes}
+    for node in graph.nodes:
+        if not names.isdisjoint(node.inputs) and not names.isdisjoint(node.results) and has_weights(graph, node):
+            return node
+    return None
+
+
+def _is_taken(graph: Graph, family: Family, options: Options) -> bool:
+    """Whether there are weights among what goes, and heads where heads are asked for."""
+    weights = [name for name, _ in family.axes if len(graph.types[name].dims) > 1]
+    constants = any(name in graph.constants for name in weights)
+    return constants and len(family.groups) > 1 and (family.heads or options.family != "heads")
 
 
 def _gradients(options: Options) -> Mapping[str, Array]:

@@ -75,6 +75,11 @@ def _wishes(layer: Layer, options: Options, allocation: Allocation) -> Iterator[
         yield layer.total
 
 
+def layers(graph: Graph, options: Mapping[Node, Options]) -> tuple[Node, ...]:
+    """The layers whose weights can be pruned; of those that share them, the first."""
+    return tuple(each.layers[0].node for each in _tensors(graph, options, 1) if isinstance(each, _Tensor))
+
+
 def apply(graph: Graph, options: Mapping[Node, Options], allocation: Allocation, context: Context) -> Graph:
     """`graph` with every tensor of weights pruned that can be; the others are skipped with a reason."""
     found: list[_Tensor] = []

@@ -1,4 +1,4 @@
-"""Sensitivity and mixed precision: a layer made fragile shows as such, limits hold, the written spec gives it again."""
+"""Sensitivity: a layer made fragile shows as such, limits hold, the written spec gives the choice again."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from graphc.errors import InputError
 from graphc.exporter import save
 from graphc.ir.cost import cost
 from graphc.job import prepare
-from graphc.mixed_precision import average_bits, step_of, walk, within_bits, within_drop, within_size
+from graphc.mixed_precision import average_bits, walk, within_bits, within_drop, within_macs, within_size
 from graphc.sensitivity import Row, Sensitivity, Subject, sensitivity, subject_of
 from graphc.spec import read
 from graphc.spec.writer import write
@@ -52,7 +52,7 @@ def subject(spec: Path, tmp_path: Path) -> Subject:
 def test_every_layer_and_format_is_measured_alone(subject: Subject) -> None:
     found = sensitivity(subject, FORMATS)
     assert (len(found.rows), found.metric, found.before, found.samples) == (6, "agreement", 100.0, 50)
-    noise = {(row.layer, row.weights): row.noise for row in found.rows}
+    noise = {(row.layer, row.candidate): row.noise for row in found.rows}
     layers = list(dict.fromkeys(row.layer for row in found.rows))
     for layer in layers:
         assert noise[layer, "int4"] > 10 * noise[layer, "int8"]
@@ -70,11 +70,11 @@ def test_fragile_layers_keep_their_bits_under_a_limit_on_size(subject: Subject) 
     path = walk(found)
     assert [average_bits(choice) for choice in path.choices] == sorted(map(average_bits, path.choices), reverse=True)
     finest, coarsest = (
-        cost(subject.quantized(step_of(subject, choice))).bytes for choice in (path.choices[0], path.choices[-1])
+        cost(subject.applied(subject.chosen(choice))).bytes for choice in (path.choices[0], path.choices[-1])
     )
     limit = (finest + coarsest) // 2
     choice = within_size(subject, found, limit)
-    assert coarsest < cost(subject.quantized(step_of(subject, choice))).bytes <= limit
+    assert coarsest < cost(subject.applied(subject.chosen(choice))).bytes <= limit
     with pytest.raises(InputError, match="cannot be met"):
         within_size(subject, found, coarsest - 1)
 
@@ -83,7 +83,7 @@ def test_limits_on_bits_and_on_the_drop_hold(subject: Subject) -> None:
     found = sensitivity(subject, FORMATS)
     assert average_bits(within_bits(found, 6.0)) <= 6.0
     choice = within_drop(subject, found, 20.0)
-    value = subject.judge({"": subject.quantized(step_of(subject, choice))})[""].value
+    value = subject.judge({"": subject.applied(subject.chosen(choice))})[""].value
     assert value is not None and 100.0 - value <= 20.0
 
 
@@ -92,7 +92,7 @@ def test_the_cheapest_noise_goes_first() -> None:
             for layer, weights, saved, sqnr in (("a", "int8", 300, 40), ("a", "int4", 350, 10), ("a", "int2", 375, 9.5),
                                                 ("b", "int8", 300, 40), ("b", "int4", 350, 30))]  # fmt: skip
     path = walk(Sensitivity(tuple(rows), None, None, 1000, 1)).choices
-    assert [{layer: row.weights for layer, row in choice.items()} for choice in path] == [
+    assert [{layer: row.candidate for layer, row in choice.items()} for choice in path] == [
         {"a": "int8", "b": "int8"}, {"a": "int8", "b": "int4"}, {"a": "int2", "b": "int4"}
     ]  # fmt: skip
 
@@ -119,3 +119,54 @@ def test_a_written_spec_reads_as_the_same(spec: Path) -> None:
     again = spec.with_name("again.yaml")
     write(read(spec), again)
     assert read(again).model_dump(exclude={"name"}) == read(spec).model_dump(exclude={"name"})
+
+
+@pytest.fixture
+def pruned(spec: Path, tmp_path: Path) -> Subject:
+    text = spec.read_text()
+    text = text[: text.index("passes:")] + (
+        "passes: [{kind: fold}, {kind: prune, method: magnitude, pattern: channels, sparsity: 0.5, repair: bias}]\n"
+    )
+    spec.write_text(text)
+    return subject_of(prepare(None, spec), FolderMemory(Cache(tmp_path / "cache")), SHARES, 50)
+
+
+SHARES = ("0", "0.25", "0.5")
+
+
+def test_pruning_is_measured_by_layer_and_share(pruned: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = sensitivity(pruned, SHARES)
+    assert [row.candidate for row in found.rows] == [*SHARES, *SHARES]
+    assert (found.title, found.metric) == ("sparsity", "agreement")
+    assert [row.sqnr is None for row in found.rows] == [True, False, False] * 2
+    assert [row.macs for row in found.rows] == sorted(row.macs for row in found.rows[:3]) + sorted(
+        row.macs for row in found.rows[3:]
+    )
+    monkeypatch.setattr("graphc.sensitivity.Subject.applied", lambda *_: pytest.fail("pruned again"))
+    assert sensitivity(pruned, SHARES) == found
+
+
+def test_shares_come_within_a_limit_on_macs(pruned: Subject) -> None:
+    found = sensitivity(pruned, SHARES)
+    limit = int(0.7 * found.macs)
+    choice = within_macs(pruned, found, limit)
+    left = cost(pruned.applied(pruned.chosen(choice))).macs
+    assert left is not None and left <= limit
+    assert any(row.candidate != "0.5" for row in choice.values())
+    with pytest.raises(InputError, match="cannot be met"):
+        within_macs(pruned, found, found.macs // 10)
+
+
+def test_the_command_writes_shares(
+    pruned: Subject, spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GRAPHC_CACHE", str(tmp_path / "cache"))
+    macs = int(0.7 * sensitivity(pruned, SHARES).macs)
+    options = ["--sparsity", ",".join(SHARES), "--macs", str(macs), "--json", "-o", str(tmp_path / "chosen.yaml")]
+    monkeypatch.setattr("sys.argv", ["graphc", "sensitivity", str(spec), *options])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code in (0, None)
+    chosen = json.loads(capsys.readouterr().out)["chosen"]
+    rules = {rule.name: rule.overrides["sparsity"] for rule in read(tmp_path / "chosen.yaml").passes[1].where}
+    assert rules == {layer: float(share) for layer, share in chosen.items()}
