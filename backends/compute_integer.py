@@ -15,7 +15,7 @@ from tvm import te, tirx
 from graphc.backends import compute_conv, compute_matmul, rounding
 from graphc.backends.compute_decode import limits
 from graphc.backends.compute_pool import counts, pool_window, window_sum
-from graphc.backends.dot import DOTS, VECTORS, Dot, dot_product
+from graphc.backends.dot import DOTS, VECTORS, Dot, dot_product, wide_product
 from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
 from graphc.backends.tiles import channel_block
 from graphc.errors import UnsupportedError
@@ -226,12 +226,12 @@ def _constant_right(
         if dot.columns or product.inner % dot.step == 0:
             block = dot.block(state.target, product.columns, prod(product.batch) * product.rows)
             product = dataclasses.replace(product, step=dot.step, dot=dot.kind, block=block)
-            weights = weights.astype(dot.weights if dot.step > 1 else weights.dtype)
+            weights = weights.astype(weights.dtype if dot.kind == "plain" else dot.weights)
             sparse = compute_matmul.skipping(state, node, product, weights.T) if dot.kind in VECTORS else None
             if sparse is not None:
                 dot = DOTS[VECTORS[dot.kind]]
                 product = dataclasses.replace(product, dot=dot.kind, block=state.target.lanes(32))
-            shift = dot.shift(state.type(node.inputs[0]).dtype, node.get_int("a_zero_point", 0)) if dot.step > 1 else 0
+            shift = dot.shift(state.type(node.inputs[0]).dtype, node.get_int("a_zero_point", 0))
     taken = (node.get_int("a_zero_point", 0) + shift) * weights.astype(np.int64).sum(axis=-2)
     bias = _bias(state, node, product.columns)
     offsets = (bias - taken).astype(bias.dtype)
@@ -246,8 +246,9 @@ def _computed_right(
     state: Lowering, node: Node, product: compute_matmul.Product
 ) -> tuple[compute_matmul.Product, Any, list[Any]]:
     """(product, packed b - b_zp, what is added to its sums if anything); b_zp makes 9 bits of 8, hence int16."""
-    if state.target.family == "x86" and product.inner % DOTS["madd"].step == 0:
-        product = dataclasses.replace(product, step=DOTS["madd"].step, dot="madd")
+    dot = wide_product(state.target)
+    if product.inner % dot.step == 0:
+        product = dataclasses.replace(product, step=dot.step, dot=dot.kind)
     b, zero_point = state.value(node.inputs[1]), node.get_int("b_zero_point", 0)
     packed = lambda t: compute_matmul.packed_on_the_fly(product, t, centered=("int16", zero_point))  # noqa: E731
     right = state.emit(packed, b, name="pack", pattern=OPAQUE)

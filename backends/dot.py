@@ -3,6 +3,9 @@
 amx     16 x 64 bytes times 64 x 16: tiles of uint8 or int8 activations and int8 weights, packed as for vnni
 vnni    4 x uint8 * int8 -> int32 in one instruction; int8 activations are shifted by 128 first
 madd    2 x int16 * int16 -> int32; 8-bit operands are widened, so nothing saturates (`vpmaddubsw` would)
+sdot    4 x int8 * int8 -> int32 (Arm); uint8 activations are shifted by -128 first
+usdot   4 x uint8 or int8 * int8 -> int32 (Arm with FEAT_I8MM)
+mlal    1 x int16 * int16 -> int32 (Arm): 8-bit operands are widened
 plain   one product at a time in int32
 
 Cortex-M gathers all that an output sums into one run of bytes first (`columns`), so that one loop adds it up:
@@ -20,7 +23,7 @@ import numpy as np
 from graphc.backends.targets import Target
 from graphc.backends.tiles import AMX_CHANNELS, amx_depth, channel_block, columns_tile
 
-Kind = Literal["amx", "vnni", "madd", "plain", "smlad", "vmladava", "mla"]
+Kind = Literal["amx", "vnni", "madd", "sdot", "usdot", "mlal", "plain", "smlad", "vmladava", "mla"]
 
 FEWEST_BYTES, FEWEST_COLUMNS = 24, 4
 """Tiles with less depth or fewer output columns than this waste more of the unit than vectors would."""
@@ -44,7 +47,7 @@ class Dot:
         """What is added to activations of type `x` so that the instruction takes them, or for nothing as it does."""
         if self.kind == "smlad":
             return -zero_point
-        wanted = {"vnni": np.uint8, "vmladava": np.int8}.get(self.kind, x)
+        wanted = {"vnni": np.uint8, "sdot": np.int8, "vmladava": np.int8}.get(self.kind, x)
         return 0 if x == wanted else 128 if x == np.int8 else -128
 
     def block(self, target: Target, channels: int, positions: int) -> int:
@@ -58,6 +61,9 @@ DOTS: dict[Kind, Dot] = {
     "amx": Dot("amx", 4, np.dtype(np.int8)),
     "vnni": Dot("vnni", 4, np.dtype(np.int8)),
     "madd": Dot("madd", 2, np.dtype(np.int16)),
+    "sdot": Dot("sdot", 4, np.dtype(np.int8)),
+    "usdot": Dot("usdot", 4, np.dtype(np.int8)),
+    "mlal": Dot("mlal", 1, np.dtype(np.int16)),
     "plain": Dot("plain", 1, np.dtype(np.int16)),
     "smlad": Dot("smlad", 4, np.dtype(np.int8), columns=True),
     "vmladava": Dot("vmladava", 16, np.dtype(np.int8), columns=True),
@@ -79,4 +85,28 @@ def dot_product(target: Target, weights: np.dtype[Any], depth: int, columns: int
         return DOTS["amx"] if target.has("amx_int8") and fits else DOTS["vnni"]
     if weights == np.dtype(np.int8) and target.family == "cortex_m":
         return DOTS["vmladava" if target.has("mve") else "smlad" if target.has("dsp") else "mla"]
-    return DOTS["madd"] if target.family == "x86" else DOTS["plain"]
+    if weights == np.dtype(np.int8) and target.has("dotprod"):
+        return DOTS["usdot"] if target.has("i8mm") else DOTS["sdot"]
+    return wide_product(target)
+
+
+def wide_product(target: Target) -> Dot:
+    """The instruction for weights of 16 bits."""
+    return DOTS[{"x86": "madd", "arm": "mlal"}.get(target.family, "plain")]
+
+
+def steps_in_load(target: Target, dot: Dot) -> int:
+    """How many steps' inputs one load brings into a register, where the processor multiplies by a lane of it.
+
+    Their weights wait in registers too: with 16 of them, the fewer.
+    """
+    if target.family != "arm":
+        return 1
+    few = target.vector_registers < 32
+    return {"plain": 2 if few else 4, "mlal": 4 if few else 8}.get(dot.kind, 4)
+
+
+def weight_registers(target: Target, dot: Dot, block: int) -> int:
+    """Registers that the weights of those steps take, for a block of output channels."""
+    bits = 32 if dot.kind == "plain" else dot.step * dot.weights.itemsize * 8
+    return max(1, steps_in_load(target, dot) * block * bits // target.vector_bits)

@@ -21,6 +21,11 @@ PRODUCT = "graphc_rounded_product"
 """The integer code for processors without a floating-point unit, in `runtime_freestanding.c`."""
 
 
+MAGIC, MAGIC_BITS, REACH = 1.5 * 2**23, 0x4B400000, 2**22
+"""A sum of this and a number below `REACH` has the whole number nearest to it, half to even, in its lowest bits: for
+vectors without an instruction that rounds (armv7). It is clamped before, which is the same: rounding is monotone."""
+
+
 def bounded(scale: Any) -> bool:
     """Whether all of these scales are at most `BOUND`."""
     return bool(np.all(np.abs(scale) <= BOUND))
@@ -46,6 +51,10 @@ def stored(
         whole = tirx.call_extern("int32", PRODUCT, sums, tirx.reinterpret("int32", scale))
         return _clamped(whole, low, high, zero_point, dtype)
     limits = tirx.const(low, "float32"), tirx.const(high, "float32")
+    if target.has("neon") and not target.has("rounding") and max(abs(low), abs(high)) < REACH:
+        inside = tirx.min(tirx.max(scaled, limits[0]), limits[1])
+        lowest_bits = tirx.reinterpret("int32", inside + tirx.const(MAGIC, "float32"))
+        return (lowest_bits - tirx.const(MAGIC_BITS - zero_point, "int32")).astype(dtype)
     clamped = tirx.min(tirx.max(tirx.nearbyint(scaled), limits[0]), limits[1])
     return (clamped.astype("int32") + tirx.const(zero_point, "int32")).astype(dtype)
 

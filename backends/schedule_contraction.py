@@ -18,8 +18,9 @@ from typing import Any
 
 from tvm import tirx
 
+from graphc.backends import dot_arm
 from graphc.backends.anchor import Anchor
-from graphc.backends.dot import Dot
+from graphc.backends.dot import Dot, steps_in_load, weight_registers
 from graphc.backends.dot_x86 import multiply_add
 from graphc.backends.geometry import Pattern, Rows
 from graphc.backends.statements import (
@@ -50,6 +51,16 @@ def schedule(anchor: Anchor, target: Target) -> Any:
     return None
 
 
+def dot_of(anchor: Anchor) -> Dot:
+    """The instruction that a contraction multiplies with, `plain` for floats."""
+    return Dot.of(anchor.info["dot"])
+
+
+def held(anchor: Anchor, target: Target) -> int:
+    """Registers of weights beside a register tile."""
+    return 0 if anchor.info.get("coded") else weight_registers(target, dot_of(anchor), int(anchor.info["block"]))
+
+
 class Contraction:
     """Writes the nest; what differs between convolutions and products is where operands lie."""
 
@@ -62,7 +73,10 @@ class Contraction:
         self.vectors = self.block // self.lanes
         self.source = anchor.x
         self.step = int(anchor.info["step"])
-        self.dot = Dot.of(anchor.info["dot"]) if self.step > 1 else None
+        dot = dot_of(anchor)
+        self.dot = None if dot.kind == "plain" else dot
+        self.aarch64 = target.triple.startswith("aarch64")
+        self.steps_loaded = 1 if anchor.info.get("coded") else steps_in_load(target, dot)
 
     tiles: Any = SERIAL
     """How the tiles of a row are looped over: unrolled, the columns of each lie at places known here."""
@@ -98,11 +112,11 @@ class Contraction:
 
     def pieces_of(self, target: Target, columns: int) -> int:
         """Into how many rows a long run of columns is cut."""
-        return chunks(target, columns, int(self.anchor.info["block"]))
+        return chunks(target, columns, int(self.anchor.info["block"]), held(self.anchor, target))
 
     def tile_of(self, target: Target, columns: int) -> int:
         """How many output columns a register tile spans."""
-        return columns_in_tile(target, columns, int(self.anchor.info["block"]))
+        return columns_in_tile(target, columns, int(self.anchor.info["block"]), held(self.anchor, target))
 
     def weights_once(self) -> bool:
         """Whether all rows take one block's weights before the next: the weights are larger than the input."""
@@ -162,12 +176,66 @@ class Contraction:
 
     def _depth(self, acc: Any, row: Any, block: Any, first: Any, kh: Any, kw: Any, columns: Sequence[int]) -> Any:
         """acc[p][v] += x[p] * w[v] over the input channels of one tap."""
+        if self.steps_loaded > 1:
+            return self._depth_by_lanes(acc, row, block, first, kh, kw, columns)
 
         def body(c: Any) -> Any:
             step = self.tile_step(acc, row, first, kh, kw, c, columns, lambda v: self.weights(row, block, kh, kw, c, v))
             return sequence([*self.ahead(row, block, first, kh, kw, c), step])
 
         return self.over_depth(body)
+
+    def _depth_by_lanes(
+        self, acc: Any, row: Any, block: Any, first: Any, kh: Any, kw: Any, columns: Sequence[int]
+    ) -> Any:
+        """The same, the inputs of `steps_loaded` steps in one load; the steps that are left in loads of 4, 2 and 1."""
+        whole, left = divmod(self.depth // self.step, self.steps_loaded)
+        place = partial(self._lanes_step, acc, row, block, first, kh, kw, columns)
+        begin = whole * self.steps_loaded
+        parts = [loop("c", 0, whole, lambda c: place(c * self.steps_loaded, self.steps_loaded))] if whole else []
+        for size in (4, 2, 1):
+            if left & size:
+                parts.append(place(const(begin), size))
+                begin += size
+        return sequence(parts)
+
+    def _lanes_step(
+        self, acc: Any, row: Any, block: Any, first: Any, kh: Any, kw: Any, columns: Sequence[int], c: Any, steps: int
+    ) -> Any:
+        """The register tile for `steps` steps from c on: acc[p][v] += lane s of x[p] * w[c + s][v]."""
+        weights = [self._weights_row(row, block, kh, kw, c + s) for s in range(steps)]
+        statements = self.ahead(row, block, first, kh, kw, c)
+        for p in columns:
+            x = self.x(row, first + p, kh, kw, vector(c * self.step, steps * self.step))
+            for v, at in enumerate(self.accumulators(p)):
+                total = acc[at]
+                for s in range(steps):
+                    total = self._lane_added(total, x, s, steps, weights[s][v])
+                statements.append(tirx.BufferStore(acc, total, [at]))
+        return sequence(statements)
+
+    def accumulators(self, p: int) -> list[Any]:
+        """Where the vectors of sums of one column lie."""
+        return [vector((p * self.vectors + v) * self.lanes, self.lanes) for v in range(self.vectors)]
+
+    def _lane_added(self, total: Any, x: Any, s: int, steps: int, weights: Any) -> Any:
+        """A vector of sums plus the inputs of the s-th of the steps loaded in `x` times a vector of weights."""
+        if self.dot is not None:
+            return dot_arm.ByLane(self.dot, int(self.anchor.info["shift"]), self.aarch64).add(
+                total, x, steps, s, weights
+            )
+        values = tirx.Cast(f"{self.dtype}x{steps}" if steps > 1 else self.dtype, x)
+        return total + dot_arm.lane(values, s, self.lanes) * weights
+
+    def _weights_row(self, row: Any, block: Any, kh: Any, kw: Any, c: Any) -> list[Any]:
+        """The vectors of a block's weights at one step."""
+        if self.dot is None or self.dot.kind != "mlal":
+            return [self.weights(row, block, kh, kw, c, v) for v in range(self.vectors)]
+        stored = [
+            self.w(row, block, kh, kw, [c, vector(const(first), min(2 * self.lanes, self.block - first))])
+            for first in range(0, self.block, 2 * self.lanes)
+        ]
+        return [half for each in stored for half in (dot_arm.halves(each) if self.vectors > 1 else [each])]
 
     def tile_step(
         self,

@@ -20,7 +20,7 @@ from tvm import tirx
 
 from graphc.backends.anchor import Anchor
 from graphc.backends.geometry import Rows
-from graphc.backends.schedule_contraction import Contraction
+from graphc.backends.schedule_contraction import Contraction, held
 from graphc.backends.statements import const, function, loop, row_of_tiles, sequence, spread, tasks, vector
 from graphc.backends.targets import Target
 from graphc.backends.tiles import columns_in_tile, winograd_group
@@ -132,7 +132,7 @@ class Winograd(Contraction):
         self.places = _Tiles.of(info)
         self.filtering, tiles = self.places.filtering, self.places.count
         self.group = winograd_group(target, tiles, info["block"], self.filtering.points)
-        tile = columns_in_tile(target, self.group, info["block"])
+        tile = columns_in_tile(target, self.group, info["block"], held(anchor, target))
         rows = Rows(-(-tiles // self.group), self.group, 1, 1, 1, 0, self.group, tile)
         super().__init__(anchor, target, rows, info["depth"], info["filters"])
         self.target = target
@@ -159,7 +159,9 @@ class Winograd(Contraction):
     def _products(self, row: Any, block: Any, tiles: int) -> Any:
         points = self.filtering.points
         u = tirx.decl_buffer((points * tiles * self.block,), DTYPE, "u", scope="local")
-        rows = Rows(1, tiles, 1, 1, 1, 0, tiles, columns_in_tile(self.target, tiles, self.block))
+        rows = Rows(
+            1, tiles, 1, 1, 1, 0, tiles, columns_in_tile(self.target, tiles, self.block, held(self.anchor, self.target))
+        )
 
         def product(point: Any) -> Any:
             return row_of_tiles(rows, lambda first, count, _: self._tile_of(u, tiles, row, point, block, first, count))

@@ -47,15 +47,17 @@ def columns_in_cache(target: Target, pitch: int) -> int:
     return ways * (SET_SPAN // gcd(SET_SPAN, pitch))
 
 
-def tile_cycles(target: Target, columns: int, block: int, most: int | None = None) -> tuple[float, int]:
+def tile_cycles(
+    target: Target, columns: int, block: int, most: int | None = None, *, held: int = 0
+) -> tuple[float, int]:
     """(cycles for one depth step of a row of `columns`, the tile width that costs least).
 
-    Accumulators, one vector row of weights and a broadcast must fit the registers. A pair of multiply-add units retires
-    two vectors a cycle, two loads a cycle feed it, and with fewer than eight accumulators latency (4 cycles) shows.
-    `most`: columns of a tile at most.
+    Accumulators, `held` registers of weights (0: one vector row) and a broadcast must fit the registers. A pair of
+    multiply-add units retires two vectors a cycle, two loads a cycle feed it, and with fewer than eight accumulators
+    latency (4 cycles) shows. `most`: columns of a tile at most.
     """
     vectors = max(1, block // max(1, target.lanes(32)))
-    widest = max(1, (target.vector_registers - vectors - 1) // vectors)
+    widest = max(1, (target.vector_registers - (held or vectors) - 1) // vectors)
 
     def cycles(width: int) -> float:
         return max(width * vectors / 2, (width + vectors) / 2, 4.0)
@@ -68,18 +70,18 @@ def tile_cycles(target: Target, columns: int, block: int, most: int | None = Non
     return total(best), best
 
 
-def columns_in_tile(target: Target, columns: int, block: int) -> int:
+def columns_in_tile(target: Target, columns: int, block: int, held: int = 0) -> int:
     """How many output columns a register tile spans."""
-    return tile_cycles(target, columns, block)[1]
+    return tile_cycles(target, columns, block, held=held)[1]
 
 
-def chunks(target: Target, columns: int, block: int) -> int:
+def chunks(target: Target, columns: int, block: int, held: int = 0) -> int:
     """Into how many equal pieces a long row of columns is cut: as many as cost nothing in tiles that fit worse."""
-    whole = tile_cycles(target, columns, block)[0]
+    whole = tile_cycles(target, columns, block, held=held)[0]
     good = [
         n
         for n in range(1, MOST_CHUNKS + 1)
-        if columns % n == 0 and n * tile_cycles(target, columns // n, block)[0] <= 1.02 * whole
+        if columns % n == 0 and n * tile_cycles(target, columns // n, block, held=held)[0] <= 1.02 * whole
     ]
     return max(good)
 
