@@ -92,7 +92,7 @@ def dot_product(target: Target, weights: np.dtype[Any], depth: int, columns: int
 
 def wide_product(target: Target) -> Dot:
     """The instruction for weights of 16 bits."""
-    return DOTS[{"x86": "madd", "arm": "mlal"}.get(target.family, "plain")]
+    return {"x86": DOTS["madd"], "arm": DOTS["mlal"]}.get(target.family, DOTS["plain"])
 
 
 def steps_in_load(target: Target, dot: Dot) -> int:
