@@ -171,9 +171,9 @@ def _facts(job: Job) -> dict[str, str]:
     facts["outputs"] = ", ".join(f"{name}: {model.types[name]}" for name in model.outputs)
     facts["cost"] = f"{len(model.nodes)} nodes, {size(price.bytes)} of weights, {_count(price.macs)} MACs"
     if job.data.calibration is not None:
-        facts["calibration"] = f"{job.data.calibration.path}: {len(job.data.calibration)} runs"
+        facts["calibration"] = f"{job.data.calibration.label}: {len(job.data.calibration)} runs"
     if job.data.evaluation is not None and job.data.metric is not None:
-        facts["evaluation"] = f"{job.data.evaluation.path}: {len(job.data.evaluation)} runs, {job.data.metric.name}"
+        facts["evaluation"] = f"{job.data.evaluation.label}: {len(job.data.evaluation)} runs, {job.data.metric.name}"
     facts["passes"] = ", ".join(step.kind for step in job.spec.passes) or "none"
     facts["targets"] = ", ".join(target.id for target in job.targets) or "none"
     return facts

@@ -82,10 +82,10 @@ def data_of(spec: Spec, model: Graph) -> Data:
     if evaluation is None:
         return Data(calibration=_dataset(calibration, inputs, spec))
     metric = metrics.create(evaluation, model.outputs, spec.folder)
-    held_out = Dataset(evaluation, inputs, spec.data.preprocess)
+    held_out = Dataset(evaluation, inputs, spec.data.preprocess, spec.folder)
     if metric.needs_labels and not held_out.has_labels:
-        problem = f"metric {metric.name} needs labels, and {evaluation.path} holds no array `y`."
-        raise InputError("data.evaluation", problem, "Add the array `y` to that file.")
+        problem = f"metric {metric.name} needs labels, and {held_out.label} holds no array `y`."
+        raise InputError("data.evaluation", problem, "Add the array `y`, or folders of images per class.")
     return Data(_dataset(calibration, inputs, spec), held_out, metric)
 
 
@@ -130,7 +130,7 @@ def _name(graph: Graph, source: str) -> str:
 
 
 def _dataset(section: Calibration | None, inputs: Mapping[str, TensorType], spec: Spec) -> Dataset | None:
-    return Dataset(section, inputs, spec.data.preprocess) if section is not None else None
+    return Dataset(section, inputs, spec.data.preprocess, spec.folder) if section is not None else None
 
 
 def _key(location: tuple[int | str, ...]) -> str:

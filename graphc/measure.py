@@ -225,6 +225,7 @@ def _absolute(spec: dict[str, Any]) -> dict[str, Any]:
     """A spec whose paths hold wherever it is read again."""
     files = [spec.get("model"), spec["data"]["calibration"], spec["data"]["evaluation"]]
     for section in files:
-        if section is not None:
-            section["path"] = str(Path(section["path"]).absolute())
+        for key in ("path", "images"):
+            if section is not None and section.get(key) is not None:
+                section[key] = str(Path(section[key]).absolute())
     return spec

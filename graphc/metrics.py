@@ -4,20 +4,17 @@ A metric is started, fed run by run, and asked for its value. All but auc keep s
 Shapes: dimensions of size 1 beside the batch count for nothing, so `[N, 10, 1, 1]` is `[N, 10]`.
 """
 
-import importlib
-import importlib.util
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from graphc import user_code
 from graphc.errors import InputError
 from graphc.ir import Array
 from graphc.spec.model import Evaluation
@@ -226,13 +223,6 @@ def _slim(array: Array) -> Array:
     return array.reshape(array.shape[:1] + tuple(dim for dim in array.shape[1:] if dim != 1))
 
 
-_USER = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError,
-    SyntaxError, TypeError, ValueError,
-)  # fmt: skip
-"""What the user's own code may raise; it is reported as a mistake of theirs, with the line it came from."""
-
-
 class _Own(Accumulator):
     """Averages what the user's function returns: one number per sample."""
 
@@ -242,8 +232,8 @@ class _Own(Accumulator):
     def add(self, outputs: Outputs, labels: Array | None, reference: Outputs | None) -> None:
         try:
             scores = np.asarray(self.function(dict(outputs), labels), np.float64)
-        except _USER as error:
-            raise InputError(f"metric {self.name}", _failure(error)) from error
+        except user_code.RAISED as error:
+            raise InputError(f"metric {self.name}", user_code.failure(error)) from error
         if scores.ndim != 1 or not np.isfinite(scores).all():
             problem = f"expected a list of finite numbers, one per sample, got {scores.tolist()!r:.60}."
             raise InputError(f"metric {self.name}", problem, "Return one score for each sample of the batch.")
@@ -272,48 +262,17 @@ class _OwnState(Accumulator):
     def _call(self, function: Callable[[], Any]) -> Any:
         try:
             return function()
-        except _USER as error:
-            raise InputError(f"metric {self.name}", _failure(error)) from error
+        except user_code.RAISED as error:
+            raise InputError(f"metric {self.name}", user_code.failure(error)) from error
 
 
 def _own(name: str, folder: Path) -> Metric:
     """`module:function`: a function `(outputs, labels) -> score per sample`, averaged; or a class (`add`, `value`)."""
-    module_name, _, attribute = name.partition(":")
-    found = getattr(_module(name, module_name, folder), attribute, None)
-    if not callable(found):
-        raise InputError(
-            f"metric {name}", f"expected a function or class '{attribute}' in {module_name}, got {found!r}."
-        )
+    found = user_code.find(f"metric {name}", name, folder)
+    attribute = name.rpartition(":")[2]
     higher = getattr(found, "higher_is_better", None)
     if not isinstance(higher, bool):
         remedy = f"Write `{attribute}.higher_is_better = True` (or False) below it."
         raise InputError(f"metric {name}", f"expected an attribute higher_is_better, got {higher!r}.", remedy)
     start = partial(_OwnState, name, found) if isinstance(found, type) else partial(_Own, name, found)
     return Metric(name, "", higher, False, False, start)
-
-
-def _module(name: str, module: str, folder: Path) -> ModuleType:
-    """The module, from a file in `folder` where there is one (nothing global changes), else from the installation."""
-    path = folder.joinpath(*module.split(".")).with_suffix(".py")
-    try:
-        if not path.is_file():
-            return importlib.import_module(module)
-        spec = importlib.util.spec_from_file_location(module, path)
-        assert spec is not None and spec.loader is not None
-        loaded = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(loaded)
-    except ModuleNotFoundError as error:
-        remedy = f"Put {module}.py beside the spec, or install it."
-        raise InputError(f"metric {name}", f"cannot be imported: {error}.", remedy) from error
-    except _USER as error:
-        raise InputError(f"metric {name}", _failure(error)) from error
-    return loaded
-
-
-def _failure(error: BaseException) -> str:
-    """What the user's code raised, and on which line of which file."""
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}:{error.lineno}: {error.msg}."
-    frames = traceback.extract_tb(error.__traceback__)
-    at = f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
-    return f"{at}{type(error).__name__}: {error}"

@@ -38,10 +38,12 @@ class Data:
 
     @property
     def judged_on(self) -> Samples | None:
-        """The evaluation data where there is some, else the calibration data."""
+        """The evaluation data where there is some, else the calibration data; random data is called that."""
         if self.evaluation is not None:
             return Samples(self.evaluation, "evaluation", self.metric)
-        return Samples(self.calibration, "calibration", None) if self.calibration is not None else None
+        if self.calibration is None:
+            return None
+        return Samples(self.calibration, "random" if self.calibration.is_random else "calibration", None)
 
 
 @dataclass(frozen=True)

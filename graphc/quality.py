@@ -25,7 +25,7 @@ class Samples:
     """What models are judged on. Without a metric only the distance from the original is measured."""
 
     dataset: Dataset
-    kind: Literal["evaluation", "calibration"]
+    kind: Literal["evaluation", "calibration", "random"]
     metric: Metric | None
 
 

@@ -24,7 +24,7 @@ class Quality(Record):
     """
 
     samples: int
-    data: Literal["evaluation", "calibration"]
+    data: Literal["evaluation", "calibration", "random"]
     metric: str | None
     value: float | None
     sqnr: float | None

@@ -14,10 +14,9 @@ from graphc.data import Dataset
 from graphc.errors import InputError
 from graphc.ir import Array, Graph, TensorType
 from graphc.report import Report, read_report
+from graphc.sources import SEED, random_array
 from graphc.spec.model import Data
 from graphc.staging import MODEL
-
-SEED = 0
 
 
 def model_beside(folder: Path) -> Path:
@@ -53,7 +52,7 @@ def inputs_for(folder: Path, model: Graph, count: int) -> Inputs:
         return seeded(types, count)
     border = Border.of(model, {name: np.dtype(dtype) for name, dtype in report.types.items()})
     feeds = tuple(border.enter(batch.feeds) for batch in islice(dataset, count))
-    return Inputs(feeds, f"{_inputs(len(feeds))} of {dataset.path}")
+    return Inputs(feeds, f"{_inputs(len(feeds))} of {dataset.label}")
 
 
 def _dataset(report: Report, types: Mapping[str, TensorType]) -> Dataset | None:
@@ -72,19 +71,9 @@ def _dataset(report: Report, types: Mapping[str, TensorType]) -> Dataset | None:
 def seeded(inputs: Mapping[str, TensorType], count: int) -> Inputs:
     """Random inputs, the same every time: normal floats, all integers of 8 and 16 bits, 0 or 1 for longer ones."""
     rng = np.random.default_rng(SEED)
-    feeds = tuple({name: _random(rng, kind) for name, kind in inputs.items()} for _ in range(count))
+    feeds = tuple({name: random_array(rng, kind) for name, kind in inputs.items()} for _ in range(count))
     return Inputs(feeds, f"{_inputs(count, 'random ')} (seed {SEED})")
 
 
 def _inputs(count: int, kind: str = "") -> str:
     return f"{count} {kind}input{'s' if count > 1 else ''}"
-
-
-def _random(rng: np.random.Generator, kind: TensorType) -> Array:
-    dtype = kind.dtype
-    if dtype.kind in "iu" and dtype.itemsize <= 2:
-        info = np.iinfo(dtype.name)
-        return rng.integers(info.min, info.max, kind.dims, dtype, endpoint=True)
-    if dtype.kind in "iub":  # shapes, indices, lengths: small numbers are most likely to mean something
-        return rng.integers(0, 2, kind.dims).astype(dtype)
-    return rng.standard_normal(kind.dims).astype(dtype)

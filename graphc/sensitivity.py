@@ -335,7 +335,7 @@ def _samples(job: Job, count: int) -> Samples:
     runs = max(min(count // rows, len(judged.dataset)), 1)
     inputs = {name: job.model.types[name] for name in job.model.inputs}
     fewer = section.model_copy(update={"count": runs * rows})
-    return replace(judged, dataset=Dataset(fewer, inputs, job.spec.data.preprocess))
+    return replace(judged, dataset=Dataset(fewer, inputs, job.spec.data.preprocess, job.spec.folder))
 
 
 def _start(graph: Graph) -> Model:

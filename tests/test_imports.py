@@ -24,6 +24,7 @@ ALLOWED = {
     "onnxruntime": {"graphc.ort"},
     "openvino": {"graphc.peers"},
     "rich": {"graphc.terminal"},
+    "PIL": {"graphc.sources"},
     "typer": {"graphc.cli"},
     "torch": set[str](),
 }

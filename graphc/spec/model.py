@@ -47,15 +47,36 @@ def _beside_spec(path: Path, info: ValidationInfo) -> Path:
     return found
 
 
+def _folder_beside_spec(path: Path, info: ValidationInfo) -> Path:
+    found = Path(info.context["folder"]) / path if info.context else path
+    if info.context and not found.is_dir():
+        raise expected("a folder that exists", f"There is none at {found}.")
+    return found
+
+
 def _metric(name: str) -> str:
-    module, colon, function = name.partition(":")
-    if name in METRICS or (colon and all(part.isidentifier() for part in [*module.split("."), function])):
+    if name in METRICS or _is_function(name):
         return name
     raise expected(f"one of {', '.join(METRICS)}, or module:function")
 
 
+def _function(name: str) -> str:
+    if _is_function(name):
+        return name
+    raise expected("module:function")
+
+
+def _is_function(name: str) -> bool:
+    module, colon, function = name.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in [*module.split("."), function])
+
+
 FilePath: TypeAlias = Annotated[Path, AfterValidator(_beside_spec)]
 """A path; relative ones start at the spec's folder."""
+FolderPath: TypeAlias = Annotated[Path, AfterValidator(_folder_beside_spec)]
+"""The same for folders."""
+SOURCES = ("path", "images", "function", "random")
+"""Where samples come from."""
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 """A name that is also a C identifier and a file name: lower case letters, digits, underscores."""
 BoardId: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
@@ -78,13 +99,38 @@ class Model(Section):
 
 
 class Calibration(Section):
-    """Samples for statistics: an .npz with one array per model input, or an .npy where the model has one input.
+    """Samples for statistics, from one of four sources.
+
+    - `path`: an .npz with one array per model input, or an .npy where the model has one input.
+    - `images`: a folder of pictures for the model's one input, as `color`, `fit` to its size: `stretch`, or `crop` the
+      middle of what covers it. They become rows of 8-bit NHWC, which `preprocess` says more about. Folders in it are
+      classes in alphabetical order, and so labels.
+    - `function`: `module:function`, called without arguments, gives the arrays that an .npz would hold, by name.
+    - `random`: numbers, where there is no data at all. Ranges found with them say nothing about the model; reports
+      mark them.
 
     `count`: so many, evenly spread; absent: all.
     """
 
-    path: FilePath
+    path: FilePath | None = None
+    images: FolderPath | None = None
+    color: Literal["rgb", "bgr", "gray"] | None = None
+    fit: Literal["stretch", "crop"] | None = None
+    function: Annotated[str, AfterValidator(_function)] | None = None
+    random: Literal["normal", "uniform"] | None = None
     count: Annotated[int, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        given = [key for key in SOURCES if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise expected(f"one of {', '.join(SOURCES)}")
+        for key in ("color", "fit"):
+            if (getattr(self, key) is None) == (given == ["images"]):
+                raise expected(f"`{key}` beside `images`, and nowhere else", at=(key,))
+        if self.random is not None and self.count is None:
+            raise expected("a count of random samples", at=("count",))
+        return self
 
 
 class Evaluation(Calibration):
@@ -92,6 +138,12 @@ class Evaluation(Calibration):
 
     metric: Annotated[str, AfterValidator(_metric)]
     output: str | None = None
+
+    @model_validator(mode="after")
+    def _is_real(self) -> Self:
+        if self.random is not None:
+            raise expected("real data: random numbers judge nothing", at=("random",))
+        return self
 
 
 class Preprocess(Section):
