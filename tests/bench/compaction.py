@@ -1,0 +1,209 @@
+"""Shared, entropy-coded and factorized weights: what they take and what they lose.
+
+    python -m tests.bench.compaction accuracy [MODEL ...] [--rows N]     sharing and factorizing beside plain ways
+    python -m tests.bench.compaction sizes [MODEL ...]                   prune + share + code on large models
+    python -m tests.bench.compaction coders [FILE]                       Huffman and rANS on the weights of a model
+
+Accuracy is that of the compressed graph in onnxruntime on the rows of tests/bench/tasks.py. The large models are those
+inside the `onnx` wheel, whose weights are left out: they get seeded random ones, so that sizes and times mean something
+and accuracy does not. Those run one in a process each, whose time and largest memory are shown.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+import graphc
+from graphc.backends.entropy import METHODS, encode, entropy_bytes
+from graphc.calibrate import calibrate
+from graphc.execute import Session
+from graphc.importer import load
+from graphc.ir.cost import cost
+from graphc.ir.edit import Edit
+from graphc.ir.graph import Array, Graph
+from graphc.passes.protocol import Context
+from graphc.passes.registry import registry
+from tests.bench.tasks import TASKS, Rows, Task
+from tests.conftest import find_shared
+
+FOLDER = Path("build/compaction")
+LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
+LARGE = {"alexnet": "light_bvlc_alexnet", "resnet50": "light_resnet50", "vgg19": "light_vgg19"}
+PRUNED_AND_SHARED: Sequence[Mapping[str, Any]] = (
+    {"kind": "fold"},
+    {"kind": "prune", "pattern": "unstructured", "method": "magnitude", "sparsity": 0.8},
+    {"kind": "share_weights", "bits": 4, "weighting": "none", "zeros": "codebook"},
+)
+
+PLAIN = {"kind": "share_weights", "weighting": "none"}
+WEIGHTED = {"kind": "share_weights", "weighting": "hessian", "rounding": "gptq"}
+THIN = {"kind": "factorize", "form": "channel", "data": "whitened"}
+METHODS_OF: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "ds_cnn_l": {
+        "32 clusters, k-means from even steps": {**PLAIN, "bits": 5, "start": "linear"},
+        "32 clusters, plain": {**PLAIN, "bits": 5},
+        "32 clusters, Hessian": {**WEIGHTED, "bits": 5, "rounding": "nearest"},
+        "32 clusters, Hessian + GPTQ": {**WEIGHTED, "bits": 5},
+        "16 clusters, Hessian + GPTQ": {**WEIGHTED, "bits": 4},
+    },
+    "resnet56": {
+        "4 bits, k-means from even steps": {**PLAIN, "bits": 4, "start": "linear"},
+        "4 bits, plain": {**PLAIN, "bits": 4},
+        "4 bits, Hessian": {**WEIGHTED, "bits": 4, "rounding": "nearest"},
+        "4 bits, Hessian + GPTQ": {**WEIGHTED, "bits": 4},
+        "3 bits, plain": {**PLAIN, "bits": 3},
+        "3 bits, Hessian + GPTQ": {**WEIGHTED, "bits": 3},
+        "1.5x fewer MACs, plain SVD": {**THIN, "data": "none", "macs": 0.6667},
+        "1.5x fewer MACs, whitened": {**THIN, "macs": 0.6667},
+        "1.5x fewer MACs, whitened + least squares": {
+            **THIN, "macs": 0.6667, "repair": "least_squares", "samples": 200
+        },
+    },
+    "magika": {
+        "4 bits, k-means from even steps": {**PLAIN, "bits": 4, "start": "linear"},
+        "4 bits, plain": {**PLAIN, "bits": 4},
+        "4 bits, Hessian": {**WEIGHTED, "bits": 4, "rounding": "nearest"},
+        "4 bits, Hessian + GPTQ": {**WEIGHTED, "bits": 4},
+    },
+    "autoencoder": {
+        "2x fewer parameters, plain SVD": {**THIN, "data": "none", "parameters": 0.5},
+        "2x fewer parameters, whitened": {**THIN, "parameters": 0.5},
+        "2x fewer parameters, whitened + least squares": {
+            **THIN, "parameters": 0.5, "repair": "least_squares", "samples": 80
+        },
+    },
+    "kwt1": {
+        "2x fewer parameters, plain SVD": {**THIN, "data": "none", "parameters": 0.5},
+        "2x fewer parameters, whitened": {**THIN, "parameters": 0.5},
+    },
+}  # fmt: skip
+"""Model -> what it is compressed by, by the name in the table."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, folded, and its rows."""
+
+    task: Task
+    rows: Rows
+    graph: Graph
+
+    @classmethod
+    def of(cls, name: str, data: Path, limit: int | None) -> "Subject":
+        task, rows = TASKS[name], TASKS[name].rows(data)
+        if limit is not None and limit < len(rows.test):
+            chosen = np.linspace(0, len(rows.test) - 1, limit).astype(int)
+            rows = replace(rows, test=rows.test[chosen], labels=None if rows.labels is None else rows.labels[chosen])
+        path = data / "models" / task.model
+        given = onnx.load(path).graph.input[0]
+        dims = tuple(dim.dim_value or 1 for dim in given.type.tensor_type.shape.dim)
+        return cls(task, rows, registry().kinds["fold"]().apply(load(path, {given.name: dims}), Context()))  # type: ignore[call-arg]
+
+    def feed(self, row: Array) -> dict[str, Array]:
+        (name,) = self.graph.inputs
+        return {name: row.reshape(self.graph.types[name].dims)}
+
+    def compressed(self, options: Mapping[str, Any]) -> Graph:
+        step = registry().kinds[str(options["kind"])].model_validate(options)
+        statistics = calibrate(self.graph, step.observes(self.graph), map(self.feed, self.rows.calibration))
+        return step.apply(self.graph, Context(statistics))
+
+    def outputs(self, graph: Graph) -> Array:
+        session = Session(graph, optimize=True)
+        found = (session.run(self.feed(row))[graph.outputs[0]] for row in self.rows.test)
+        return np.concatenate([np.asarray(values).reshape(1, -1) for values in found])
+
+
+def accuracy(names: Sequence[str], limit: int | None) -> Iterator[str]:
+    """Lines of a table as they are known."""
+    data = find_shared()
+    if data is None:
+        sys.exit("../shared/data is absent: nothing to measure on")
+    yield "| model | weights | score | output error | bytes of fp32 | MACs | parameters stored |"
+    yield "|---|---|---:|---:|---:|---:|---:|"
+    for name in names:
+        subject = Subject.of(name, data, limit)
+        reference, floats = subject.outputs(subject.graph), cost(subject.graph)
+        for label, options in ({"float": {}} | METHODS_OF[name]).items():
+            graph = subject.compressed(options) if options else subject.graph
+            outputs, price = subject.outputs(graph), cost(graph)
+            ((_, value), *_) = subject.task.score(outputs, reference, subject.rows).items()
+            apart = (
+                np.square(outputs.astype(np.float64) - reference).sum() / np.square(reference.astype(np.float64)).sum()
+            )
+            shares = price.bytes / floats.bytes, (price.macs or 0) / (floats.macs or 1)
+            cells = [f"{value:.2f}", f"{apart:.2e}", *(f"{100 * share:.1f} %" for share in shares)]
+            yield f"| {name} | {label} | {' | '.join(cells)} | {price.parameters / floats.parameters:.2f} |"
+
+
+def large(name: str) -> Graph:
+    """A model of the `onnx` wheel with seeded random weights: normal, of a variance of 2 over the fan-in."""
+    graph = load(LIGHT / f"{LARGE[name]}.onnx")
+    edit, rng = Edit(graph), np.random.default_rng(0)
+    for node in graph.nodes:
+        if node.op == "ConstantOfShape":
+            shape = graph.types[node.outputs[0]].dims
+            deviation = (2 / np.prod(shape[1:])) ** 0.5 if len(shape) > 1 else 0.1
+            values = rng.standard_normal(shape, np.float32) * np.float32(deviation)
+            edit.remove(node)
+            edit.define(node.outputs[0], values if len(shape) > 1 else np.abs(values) + np.float32(0.5))
+    return replace(edit.apply(), name=name)
+
+
+def sizes(name: str) -> str:
+    """A line: bytes as fp32, packed, coded, and the entropy's; this process' time and memory."""
+    start = time.monotonic()
+    spec = {"name": name, "passes": list(PRUNED_AND_SHARED), "targets": [{"cpu": "native", "weights": "coded"}]}
+    build = graphc.compile(large(name), spec, out=FOLDER)
+    whole, target = build.report.targets[0].weights[-1], build.report.targets[0]
+    used = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    mega = [f"{number / 1e6:.2f}" for number in (whole.raw, whole.packed, whole.stored, whole.bound, target.ram)]
+    latency = f"{target.latency.median * 1e3:.1f}" if target.latency else ""
+    return f"| {name} | {' | '.join(mega)} | {latency} | {time.monotonic() - start:.0f} | {used / 1e6:.2f} |"
+
+
+def coders(path: Path) -> Iterator[str]:
+    """How large each constant of at least a kilobyte becomes, beside its entropy, and all of them."""
+    yield "| constant | bytes | entropy | huffman | rans |"
+    yield "|---|---:|---:|---:|---:|"
+    total = np.zeros(4)
+    for name, array in load(path).constants.items():
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8) if array.nbytes >= 1024 else None
+        if flat is not None:
+            found = np.array([len(flat), entropy_bytes(flat), *(len(encode(flat, each)) for each in METHODS[1:])])
+            total += found
+            yield f"| {name} | {' | '.join(f'{number:.0f}' for number in found)} |"
+    yield f"| all | {' | '.join(f'{number:.0f}' for number in total)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("accuracy", "sizes", "coders"))
+    parser.add_argument("names", nargs="*", metavar="MODEL")
+    parser.add_argument("--rows", type=int, help="so many test rows, spread evenly (default: all)")
+    given = parser.parse_args()
+    if given.what == "accuracy":
+        for line in accuracy(given.names or list(METHODS_OF), given.rows):
+            print(line, flush=True)
+    elif given.what == "coders":
+        print(*coders(Path(given.names[0])), sep="\n")
+    elif len(given.names) == 1:
+        print(sizes(given.names[0]))
+    else:
+        print("| model | fp32 MB | packed MB | coded MB | entropy MB | arena MB | run ms | build s | peak GB |")
+        print("|---|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
+        for name in given.names or LARGE:
+            subprocess.run([sys.executable, "-m", "tests.bench.compaction", "sizes", name], check=True)
+
+
+if __name__ == "__main__":
+    main()
