@@ -40,6 +40,10 @@ _LAYOUTS = {
     2: _Layout(40, "<Q", 58, struct.Struct("<IIQQQQIIQQ"), 24, 6, 4, struct.Struct("<QQ"), 8, 32),
 }
 
+_UNWINDING, _UNWINDER = (".ARM.exidx", ".ARM.extab"), "__aeabi_unwind_cpp_pr"
+"""Sections of Arm's exception tables, and the functions that they name (IHI0038)."""
+_WEAK = 2 << 4
+
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
@@ -127,7 +131,10 @@ def loaded_bytes(data: bytes) -> int:
 
 
 def without_debug(data: bytes) -> bytes:
-    """The object file less its debug sections (what `strip --strip-debug` removes): same code, same symbols."""
+    """The object file less what is for debuggers (as `strip --strip-debug`) and for exceptions: same code and symbols.
+
+    Arm's unwinding tables would have the linker bring the compiler's unwinder, a few KiB that no C code needs.
+    """
     layout, sections, names_index = _parsed(data)
     names = sections[names_index].content(data)
     kept = [i for i, section in enumerate(sections) if not _is_debug(_text(names, section.name))]
@@ -138,7 +145,7 @@ def without_debug(data: bytes) -> bytes:
     for section in (sections[i] for i in kept):
         content = section.content(data)
         if section.type == _SYMBOL_TABLE:
-            content = _renumbered(content, index, layout)
+            content = _renumbered(content, sections[section.link].content(data), index, layout)
         body += bytes(-len(body) % max(section.alignment, 1))
         info = index.get(section.info, 0) if section.type in _RELOCATIONS else section.info
         headers.append(replace(section, offset=len(body), link=index.get(section.link, 0), info=info))
@@ -163,11 +170,17 @@ def _symbols(
         yield Symbol(_text(names, name), content[at + layout.symbol_info_at] & 15, section, value, size)
 
 
-def _renumbered(symbols: bytes, index: dict[int, int], layout: _Layout) -> bytes:
-    """The symbol table with new section indices; symbols of removed sections stay, as nameless locals nobody uses."""
+def _renumbered(symbols: bytes, names: bytes, index: dict[int, int], layout: _Layout) -> bytes:
+    """The symbol table with new section indices; symbols of removed sections stay, as nameless locals nobody uses.
+
+    The unwinder's become weak: a linker looks for them no more.
+    """
     table = bytearray(symbols)
     for at in range(0, len(table), layout.symbol_bytes):
         (section,) = struct.unpack_from("<H", table, at + layout.symbol_section_at)
+        (name,) = struct.unpack_from("<I", table, at)
+        if _text(names, name).startswith(_UNWINDER):
+            table[at + layout.symbol_info_at] = _WEAK
         if section in index:
             struct.pack_into("<H", table, at + layout.symbol_section_at, index[section])
         elif section < _RESERVED:
@@ -188,7 +201,7 @@ def _parsed(data: bytes) -> tuple[_Layout, list[_Section], int]:
 
 
 def _is_debug(name: str) -> bool:
-    return name.removeprefix(".rela").removeprefix(".rel").startswith(".debug")
+    return name.removeprefix(".rela").removeprefix(".rel").startswith((".debug", *_UNWINDING))
 
 
 def _text(names: bytes, at: int) -> str:

@@ -17,6 +17,8 @@ SOURCE = "runtime_freestanding.c"
 _MEMORY = frozenset({"memcpy", "memset"})
 _HALVES = frozenset({"__gnu_h2f_ieee", "__gnu_f2h_ieee"})
 """float16 from and to float32, in libgcc and compiler-rt."""
+DIVISIONS = frozenset({"__divsi3", "__modsi3", "__udivsi3", "__umodsi3"})
+"""Of 32-bit integers, in both as well."""
 
 
 def own_functions() -> frozenset[str]:
@@ -46,4 +48,4 @@ def needed(calls: Iterable[Call], objects: Mapping[str, bytes]) -> list[str]:
 
 def _is_builtin(name: str) -> bool:
     """Whether every compiler for Arm brings it (Run-time ABI for the Arm Architecture: `__aeabi_...`)."""
-    return name in _MEMORY or name in _HALVES or name.startswith("__aeabi_")
+    return name in _MEMORY or name in _HALVES or name in DIVISIONS or name.startswith("__aeabi_")

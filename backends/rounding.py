@@ -47,7 +47,7 @@ def stored(
         if small:
             return _saturated(whole + tirx.const(zero_point, "int32"), span, dtype)
         return _clamped(whole, low, high, zero_point, dtype)
-    if target.family == "cortex_m" and not target.has("fpu") and str(sums.dtype) == "int32":
+    if target.family == "cortex_m" and not target.has("fpu") and str(sums.ty.dtype) == "int32":
         whole = tirx.call_extern("int32", PRODUCT, sums, tirx.reinterpret("int32", scale))
         return _clamped(whole, low, high, zero_point, dtype)
     limits = tirx.const(low, "float32"), tirx.const(high, "float32")

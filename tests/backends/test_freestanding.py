@@ -41,6 +41,23 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return ctypes.CDLL(str(folder / "own.so"))
 
 
+def test_products_are_rounded_as_the_arithmetic_says(library: ctypes.CDLL) -> None:
+    """Sums of all magnitudes, scales that make ties or miss them by a bit, and the ends of both ranges."""
+    function, rng, count = library.own_graphc_rounded_product, np.random.default_rng(0), 40_000
+    function.argtypes, function.restype = [ctypes.c_int32, ctypes.c_int32], ctypes.c_int32
+    sums = rng.integers(-(2**31), 2**31, count) >> rng.integers(0, 31, count)
+    sums[:4] = 0, 2**31 - 1, -(2**31), 2**24 + 1
+    ties = (rng.integers(0, 300, count) + 0.5) / np.maximum(np.abs(sums), 1)
+    near = ties.astype(np.float32).view(np.int32) + rng.integers(-2, 3, count).astype(np.int32)
+    every = rng.integers(1, 0x7F7FFFFF, count).astype(np.int32)
+    halves = (rng.integers(1, 1024, count) / 1024).astype(np.float32).view(np.int32)
+    for scales in (near, every, halves):
+        found = np.array([function(int(s), int(f)) for s, f in zip(sums, scales, strict=True)])
+        with np.errstate(over="ignore"):
+            expected = np.rint(sums.astype(np.float32) * scales.view(np.float32))
+        np.testing.assert_array_equal(np.clip(found, -(2**20), 2**20), np.clip(expected, -(2.0**20), 2.0**20))
+
+
 @pytest.mark.parametrize("name", EXACT)
 def test_every_bit_is_the_operations(name: str, library: ctypes.CDLL) -> None:
     function = getattr(library, f"own_{name}")
