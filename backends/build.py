@@ -118,7 +118,7 @@ def build_program(
     from graphc.backends.plan import plan
 
     stored = store(program, target.weights)
-    memory = plan(stored) if target.hosted else plan(stored, alignment=_alignment(target), io_in_arena=True)
+    memory = plan(stored) if target.system else plan(stored, alignment=_alignment(target), io_in_arena=True)
     check_memory(stored, memory, target)
     code = compile_kernels(program, target, cache, server, _watching(progress, "compile kernels"))
     progress("link", 0.0)

@@ -65,7 +65,7 @@ def key(kind: str, *parts: Any) -> str:
 
 def kernel_key(tir: str, symbol: str, target: Target) -> str:
     """The key of what `graphc.backends.objects.object_code` makes of these; edits of other files leave it alone."""
-    code = _code("objects.py", "vector_math.py", "targets.py", "elf.py")
+    code = _code("objects.py", "c_kernel.py", "vector_math.py", "targets.py", "elf.py")
     return _digest("kernel", code, _versions(), tir, symbol, target.description())
 
 

@@ -10,6 +10,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
@@ -57,15 +58,16 @@ def emit(
 ) -> Manifest:
     """Write the artifact of `program` to `folder`, replacing what is there, and return its manifest.
 
-    `objects` holds an object file for each kernel that a call names; `quantization` is that of inputs and outputs.
+    `objects` holds an object file for each kernel that a call names (with `emit: c`, its C);
+    `quantization` is that of inputs and outputs.
     With a `cache` an unchanged C file is not compiled again.
     Raises ToolchainError when the C compiler fails, UnsupportedError for weights past 2 GiB, BudgetError where a
     board's memory is too small, InternalError when program, plan and objects do not fit together.
     """
     if missing := sorted(set(_compiled(program, plan)) - objects.keys()):
         raise InternalError(f"program '{program.name}'", f"kernels without an object: {', '.join(missing)}.")
-    weights = emit_weights.lay_out(program, plan)
-    unit = Unit(program, plan, weights, target, quantization, _build_id(program, plan, objects, weights))
+    weights = emit_weights.lay_out(program, plan if target.emit == "objects" else replace(plan, alignment=1))
+    unit = Unit(program, plan, weights, target, quantization, objects, _build_id(program, plan, objects, weights))
     if unit.weights.bytes > MAX_WEIGHTS:
         raise UnsupportedError(
             f"model '{program.name}'",
@@ -77,7 +79,7 @@ def emit(
         work, result = Path(temporary) / "work", Path(temporary) / "result"
         work.mkdir()
         result.mkdir()
-        footprint = _build(unit, objects, toolchain, work, cache)
+        footprint = _build(unit, toolchain, work, cache)
         library = _library(unit)
         described = manifest(unit, toolchain, (work / library).stat().st_size if library else 0, footprint)
         for name in (library, described.files.archive, described.files.header, described.files.source):
@@ -138,25 +140,19 @@ def _library(unit: Unit) -> str | None:
     return f"lib{unit.prefix}{unit.target.library_ending}" if unit.target.library_ending else None
 
 
-def _build(
-    unit: Unit, objects: Mapping[str, bytes], toolchain: Toolchain, work: Path, cache: Cache | None
-) -> Footprint | None:
+def _build(unit: Unit, toolchain: Toolchain, work: Path, cache: Cache | None) -> Footprint | None:
     """Compile, link and archive in `work`. The footprint where there is no operating system."""
     prefix = unit.prefix
     (work / f"{prefix}.h").write_text(emit_c.header(unit), encoding="utf-8")
     (work / f"{prefix}.c").write_text(emit_c.source(unit), encoding="utf-8")
-    names = [f"{prefix}.o"]
     _compile(unit, toolchain, work, cache)
-    for symbol in _compiled(unit.program, unit.plan):
-        (work / f"{symbol}.kernel.o").write_bytes(objects[symbol])
-        names.append(f"{symbol}.kernel.o")
+    names = [f"{prefix}.o", *([] if unit.in_c else _kernels(unit, toolchain, work))]
     footprint = None
     if not unit.target.hosted:
-        names += _own_functions(unit, objects, toolchain, work)
         footprint = _footprint(unit, [(work / name).read_bytes() for name in names])
         fit.check_code(unit, footprint)
         (work / f"{prefix}.h").write_text(emit_c.header(unit, footprint), encoding="utf-8")
-    if unit.weights.bytes:
+    if unit.weights.bytes and not unit.in_c:
         emit_weights.write(unit.weights, work / "weights.bin")
         (work / "weights.s").write_text(emit_c.assembly(unit), encoding="utf-8")
         toolchain.compile("weights.s", f"{prefix}_weights.o", work, flags=())
@@ -168,26 +164,32 @@ def _build(
     return footprint
 
 
-def _own_functions(unit: Unit, objects: Mapping[str, bytes], toolchain: Toolchain, work: Path) -> list[str]:
-    """The object with what kernels call of a C library, where they do."""
-    needed = freestanding.needed((call for call in unit.plan.calls if call.kernel in objects), objects)
-    if not needed:
-        return []
-    (work / "freestanding.c").write_text(emit_c.template(freestanding.SOURCE), encoding="utf-8")
-    output = f"{unit.prefix}_freestanding.o"
-    toolchain.compile("freestanding.c", output, work, (*FREESTANDING, *(f"-DNEED_{name}" for name in needed)))
-    return [output]
+def _kernels(unit: Unit, toolchain: Toolchain, work: Path) -> list[str]:
+    """Kernels' objects as files, and one with what they call of a C library where there is none."""
+    names = []
+    for symbol in _compiled(unit.program, unit.plan):
+        (work / f"{symbol}.kernel.o").write_bytes(unit.code[symbol])
+        names.append(f"{symbol}.kernel.o")
+    needed = [] if unit.target.hosted else freestanding.needed(unit.compiled, unit.code)
+    if needed:
+        (work / "freestanding.c").write_text(freestanding.text(), encoding="utf-8")
+        names.append(f"{unit.prefix}_freestanding.o")
+        toolchain.compile("freestanding.c", names[-1], work, (*FREESTANDING, *(f"-DNEED_{name}" for name in needed)))
+    return names
 
 
 def _footprint(unit: Unit, objects: list[bytes]) -> Footprint:
     roots = [f"{unit.prefix}_{name}" for name in FUNCTIONS]
-    return Footprint(sum(map(loaded_bytes, objects)), stack_bound(objects, roots))
+    inside = unit.weights.bytes if unit.in_c else 0
+    return Footprint(sum(map(loaded_bytes, objects)) - inside, stack_bound(objects, roots))
 
 
 def _compile(unit: Unit, toolchain: Toolchain, work: Path, cache: Cache | None) -> None:
     """<name>.c -> <name>.o, or the same from the cache."""
     source, output = work / f"{unit.prefix}.c", work / f"{unit.prefix}.o"
-    flags = COMPILE if unit.target.hosted else FREESTANDING
+    flags: tuple[str, ...] = COMPILE if unit.target.hosted else FREESTANDING
+    if unit.in_c:  # what computes is in it
+        flags = tuple("-O2" if flag == "-Os" else flag for flag in flags)
     parts = [toolchain.name, toolchain.version, *toolchain.compiler[1:], *flags]
     text = source.read_text(encoding="utf-8") + source.with_suffix(".h").read_text(encoding="utf-8")
     key = hashlib.sha256("\0".join([*parts, text]).encode()).hexdigest()
@@ -202,8 +204,9 @@ def _compile(unit: Unit, toolchain: Toolchain, work: Path, cache: Cache | None) 
 
 def _cmake(unit: Unit) -> str:
     threads = f"find_package(Threads REQUIRED)\ntarget_link_libraries({unit.prefix} INTERFACE Threads::Threads m)\n"
-    libraries = threads if unit.target.hosted else ""
-    return emit_c.fill(emit_c.template("CMakeLists.txt.in"), prefix=unit.prefix, libraries=libraries)
+    libraries = threads if unit.target.system else ""
+    text = emit_c.template("CMakeLists_c.txt.in" if unit.in_c else "CMakeLists.txt.in")
+    return emit_c.fill(text, prefix=unit.prefix, libraries=libraries)
 
 
 def _replace(result: Path, folder: Path, before: Path) -> None:

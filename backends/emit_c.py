@@ -17,6 +17,7 @@ from graphc.artifact import Footprint, Quantization, Tensor
 from graphc.backends.emit_cpu_arm import capabilities
 from graphc.backends.emit_cpu_x86 import cpu_check
 from graphc.backends.emit_names import comment, model_identifier, tensor_identifiers
+from graphc.backends.emit_sources import checksum, kernel_definitions, weight_arrays
 from graphc.backends.emit_weights import Weights
 from graphc.backends.plan import Copy, MemoryPlan, Place
 from graphc.backends.program import Call, Kernel, Program
@@ -56,6 +57,8 @@ class Unit:
     weights: Weights
     target: Target
     quantization: Mapping[str, Quantization]
+    code: Mapping[str, bytes]
+    """Of each kernel: an object, or with `emit: c` what `graphc.backends.c_kernel` wrote."""
     build: str
     """16 hexadecimal digits that differ where the code or the weights do."""
 
@@ -64,10 +67,20 @@ class Unit:
         return model_identifier(self.program.name)
 
     @property
+    def in_c(self) -> bool:
+        """Whether everything is text."""
+        return self.target.emit == "c"
+
+    @property
+    def compiled(self) -> list[Call]:
+        """The calls of kernels that have code of their own."""
+        return [call for call in self.plan.calls if call.kernel in self.code]
+
+    @property
     def state_bytes(self) -> int:
         """The state at the start of the arena, up to the first buffer."""
         pointers = 8 * (1 + len(self.program.inputs) + len(self.program.outputs))
-        needed = STATE_BYTES[self.target.hosted] + pointers
+        needed = STATE_BYTES[self.target.system] + pointers
         return -(-needed // self.plan.alignment) * self.plan.alignment
 
     @property
@@ -81,7 +94,7 @@ class Unit:
 
     @property
     def max_threads(self) -> int:
-        return MAX_THREADS if self.target.hosted else 1
+        return MAX_THREADS if self.target.system else 1
 
     @cached_property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -146,15 +159,15 @@ def source(unit: Unit) -> str:
         template("artifact.c.in"),
         **_common(unit),
         system=_system(unit),
-        memory="#include <string.h>" if unit.target.hosted else MEMORY_FUNCTIONS,
+        memory="#include <string.h>" if unit.target.system else MEMORY_FUNCTIONS,
         state_bytes=str(unit.state_bytes),
         parallel_tasks=str(max(tasks)),
         weights=_weights(unit) if has_weights else "",
-        kernels=_prototypes(unit),
+        kernels=_prototypes(unit) + (kernel_definitions(unit.compiled, unit.code) if unit.in_c else ""),
         frame="".join(f"    {parameter};\n" for parameter in unit.parameters),
         steps=text,
         table=table,
-        runtime=template("runtime_threads.c" if unit.target.hosted else "runtime_single.c"),
+        runtime=template("runtime_threads.c" if unit.target.system else "runtime_single.c"),
         checks=_static_checks(tensors),
         checksum=(template("runtime_crc.c") if has_weights else "") + _decoders(unit) + _processor_check(unit.target),
         setup=_setup(unit),
@@ -239,13 +252,17 @@ PROCESSOR_HEADERS = {"x86": "cpuid.h", "arm": "sys/auxv.h"}
 
 def _system(unit: Unit) -> str:
     """What precedes everything else: headers of the operating system."""
-    if not unit.target.hosted:
+    if not unit.target.system:
         return ""
     headers = [PROCESSOR_HEADERS[unit.target.family], "pthread.h", "signal.h", "time.h"]
     return "#define _POSIX_C_SOURCE 200809L\n" + "".join(f"#include <{name}>\n" for name in headers)
 
 
 def _weights(unit: Unit) -> str:
+    if unit.in_c:
+        return (
+            weight_arrays(unit.weights) + "\n#define CONSTANT(type, offset) ((const type *)(const void *)w##offset)\n\n"
+        )
     hidden = '__attribute__((visibility("hidden")))'
     return (
         f"extern const uint8_t {unit.prefix}_weights[{unit.prefix.upper()}_WEIGHTS_BYTES] {hidden};\n\n"
@@ -257,6 +274,8 @@ def _prototypes(unit: Unit) -> str:
     lines = []
     for symbol in dict.fromkeys(call.kernel for call in unit.plan.calls):
         kernel = unit.program.kernels[symbol]
+        if unit.in_c and not kernel.c:
+            continue  # they are defined here
         if not re.fullmatch(r"[A-Za-z_]\w*", symbol, re.ASCII):
             raise InternalError(f"kernel '{symbol}'", "expected a name that C takes.")
         pointers = [f"{_pointer(kernel, index)}p{index}" for index in range(len(kernel.dtypes))]
@@ -279,7 +298,7 @@ def _setup(unit: Unit) -> str:
         if each.crc32 is not None and each.name in unit.weights.offsets:
             data = f"CONSTANT(uint8_t, {unit.weights.offsets[each.name]})"
             lines.append(
-                f"    if (crc32({data}, {each.stored}) != {each.crc32:#010x}u) return {upper}_ERROR_CHECKSUM;\n"
+                f"    if (~crc32(0xffffffffu, {data}, {each.stored}) != {each.crc32:#010x}u) return {upper}_ERROR_CHECKSUM;\n"
             )
     if unit.program.setup:
         lines.append("    const frame *at = &s->at;\n")
@@ -354,7 +373,7 @@ def _static_checks(tensors: tuple[Tensor, ...]) -> str:
 
 def _processor_check(target: Target) -> str:
     """`cpu_is_sufficient` of the target's family; nothing where there is no system to ask."""
-    if not target.hosted:
+    if not target.system:
         return ""
     text = template(f"cpu_{target.family}.c.in")
     if target.family == "x86":
@@ -367,9 +386,10 @@ def _processor_check(target: Target) -> str:
 
 def _init_checks(unit: Unit, has_weights: bool) -> str:
     upper = unit.prefix.upper()
-    lines = [f"    if (!cpu_is_sufficient()) return {upper}_ERROR_CPU;\n"] if unit.target.hosted else []
+    lines = [f"    if (!cpu_is_sufficient()) return {upper}_ERROR_CPU;\n"] if unit.target.system else []
     if has_weights:
-        call = f"crc32({unit.prefix}_weights, {upper}_WEIGHTS_BYTES) != {unit.weights.crc32:#010x}u"
+        whole = f"~crc32(0xffffffffu, {unit.prefix}_weights, {upper}_WEIGHTS_BYTES)"
+        call = f"{checksum(unit.weights) if unit.in_c else whole} != {unit.weights.crc32:#010x}u"
         lines.append(f"    if (options->checksum != 0 && {call}) return {upper}_ERROR_CHECKSUM;\n")
     return "".join(lines)
 

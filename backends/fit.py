@@ -29,7 +29,7 @@ def check_memory(program: Program, plan: MemoryPlan, target: Target) -> None:
     board = target.board
     if board is None:
         return
-    unit = Unit(program, plan, lay_out(program, plan), target, {}, "")
+    unit = Unit(program, plan, lay_out(program, plan), target, {}, {}, "")
     if unit.arena_bytes > board.ram[0].bytes:
         saving = _arena_savings(unit.program, unit.plan)
         raise _too_big(unit, "RAM", board.ram[0].bytes, f"the arena takes {unit.arena_bytes}", unit.arena_bytes, saving)

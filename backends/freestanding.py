@@ -4,7 +4,7 @@ A kernel's other calls would need a C library's mathematics; they are refused by
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 
 from graphc.backends.elf import undefined_symbols
@@ -23,8 +23,12 @@ DIVISIONS = frozenset({"__divsi3", "__modsi3", "__udivsi3", "__umodsi3"})
 
 def own_functions() -> frozenset[str]:
     """Names of the functions in `SOURCE`."""
-    text = files("graphc.backends").joinpath(SOURCE).read_text(encoding="utf-8")
-    return frozenset(re.findall(r"^#ifdef NEED_(\w+)$", text, re.MULTILINE))
+    return frozenset(re.findall(r"^#ifdef NEED_(\w+)$", text(), re.MULTILINE))
+
+
+def text() -> str:
+    """The content of `SOURCE`."""
+    return files("graphc.backends").joinpath(SOURCE).read_text(encoding="utf-8")
 
 
 def needed(calls: Iterable[Call], objects: Mapping[str, bytes]) -> list[str]:
@@ -36,14 +40,19 @@ def needed(calls: Iterable[Call], objects: Mapping[str, bytes]) -> list[str]:
     found: set[str] = set()
     for call in calls:
         names = undefined_symbols(objects[call.kernel])
-        if foreign := sorted(name for name in names if name not in own and not _is_builtin(name)):
-            raise UnsupportedError(
-                ", ".join(call.nodes) or f"kernel {call.kernel}",
-                f"its code needs {', '.join(foreign)} of a C library's mathematics (kernel {call.kernel}).",
-                "Quantize the node to 8 bits, where such functions become tables, or remove it from the model.",
-            )
+        refuse(call, sorted(name for name in names if name not in own and not _is_builtin(name)))
         found |= names & own
     return sorted(found)
+
+
+def refuse(call: Call, foreign: Sequence[str]) -> None:
+    """Raise UnsupportedError where the kernel of `call` needs functions that are not there."""
+    if foreign:
+        raise UnsupportedError(
+            ", ".join(call.nodes) or f"kernel {call.kernel}",
+            f"its code needs {', '.join(foreign)} of a C library's mathematics (kernel {call.kernel}).",
+            "Quantize the node to 8 bits, where such functions become tables, or remove it from the model.",
+        )
 
 
 def _is_builtin(name: str) -> bool:

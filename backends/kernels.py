@@ -4,19 +4,20 @@ from collections import defaultdict
 from contextlib import closing
 
 from graphc.backends.cache import Cache, kernel_key
-from graphc.backends.program import Program
+from graphc.backends.program import Kernel, Program
 from graphc.backends.targets import Target
 from graphc.backends.worker import Job, Server, Watcher
 from graphc.errors import GraphcError
 
 OBJECT_CODE = "graphc.backends.objects:object_code"
+C_CODE = "graphc.backends.c_kernel:c_code"
 SHOWN_NODES = 3  # in the name that messages give a kernel
 
 
 def compile_kernels(
     program: Program, target: Target, cache: Cache, server: Server, progress: Watcher | None = None
 ) -> dict[str, bytes]:
-    """The object file of each kernel of `program`, by symbol, in the program's order.
+    """The object file of each kernel of `program`, by symbol, in the program's order; its C where that is asked for.
 
     Each is cached as soon as it is there, so that an interrupted build goes on where it was. Raises InternalError that
     names the kernel and its nodes where TVM fails on it.
@@ -26,10 +27,7 @@ def compile_kernels(
     found = {symbol: code for symbol, key in keys.items() if (code := cache.get(key)) is not None}
     missing = [kernel for kernel in kernels if kernel.symbol not in found]
     nodes = _nodes(program)
-    jobs = [
-        Job(OBJECT_CODE, (kernel.tir, kernel.symbol, target), _subject(kernel.symbol, nodes[kernel.symbol]))
-        for kernel in missing
-    ]
+    jobs = [Job(*_function(kernel, target), _subject(kernel.symbol, nodes[kernel.symbol])) for kernel in missing]
     with closing(server.outcomes(jobs, progress)) as outcomes:
         for index, outcome in outcomes:
             if isinstance(outcome, GraphcError):
@@ -38,6 +36,13 @@ def compile_kernels(
             found[symbol] = outcome
             cache.put(keys[symbol], outcome)
     return {symbol: found[symbol] for symbol in keys}
+
+
+def _function(kernel: Kernel, target: Target) -> tuple[str, tuple[object, ...]]:
+    """What makes a kernel's code, and with what arguments."""
+    if target.emit == "c":
+        return C_CODE, (kernel.tir, kernel.symbol, kernel.constant)
+    return OBJECT_CODE, (kernel.tir, kernel.symbol, target)
 
 
 def _nodes(program: Program) -> dict[str, list[str]]:

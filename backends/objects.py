@@ -127,8 +127,22 @@ def assembly(tir: str, symbol: str, target: Target) -> str:
     return str(tvm.get_global_func("target.build.llvm")(module, options).inspect_source("asm"))
 
 
+def scalar_function(tir: str, symbol: str) -> tirx.PrimFunc:
+    """The same lowering without vectors, for C: pointers for parameters, one operation per expression."""
+    without_vectors = tuple(_serial if make is _X.VectorizeLoop else make for make in LOOPS_TO_SCALARS)
+    return _lowered(tir, symbol, tvm.target.Target("c"), without_vectors)
+
+
+def _serial() -> Any:
+    return _X.VectorizeLoop(enable_vectorize=False)
+
+
 def _module(tir: str, symbol: str, target: Target) -> tuple[tvm.IRModule, tvm.target.Target]:
     options = tvm.target.Target(llvm_target(target))
+    return tvm.IRModule({symbol: _lowered(tir, symbol, options, LOOPS_TO_SCALARS)}), options
+
+
+def _lowered(tir: str, symbol: str, options: tvm.target.Target, to_scalars: tuple[Any, ...]) -> tirx.PrimFunc:
     func = from_json_graph_str(tir)  # tvm.ir.load_json first looks for what older TVMs wrote, which takes half the time
     if not isinstance(func, tirx.PrimFunc):
         raise InternalError(f"kernel {symbol}", f"expected a PrimFunc, got {type(func).__name__}.")
@@ -136,10 +150,10 @@ def _module(tir: str, symbol: str, target: Target) -> tuple[tvm.IRModule, tvm.ta
     func = func.with_attr("global_symbol", symbol).with_attr("target", options).with_attr("tirx.noalias", noalias)
     with options:
         marked = tvm.IRModule({symbol: func.with_body(_mark(func.body, symbol))})
-        lowered = _apply(BLOCKS_TO_LOOPS + LOOPS_TO_SCALARS, marked)
+        lowered = _apply(BLOCKS_TO_LOOPS + to_scalars, marked)
         plain = vector_math.named(_plain(lowered[symbol], symbol))
         pointed = _apply(POINTERS, tvm.IRModule({symbol: plain}))
-        return tvm.IRModule({symbol: vector_math.expanded(pointed[symbol])}), options
+        return vector_math.expanded(pointed[symbol])
 
 
 def _apply(passes: tuple[Any, ...], module: tvm.IRModule) -> tvm.IRModule:

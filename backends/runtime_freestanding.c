@@ -3,7 +3,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifndef OWN
 #define OWN __attribute__((weak))
+#endif
 
 typedef union {
     float number;
@@ -32,17 +34,17 @@ static float nearest_even(float x)
 #endif
 
 #ifdef NEED_nearbyintf
-float nearbyintf(float x);
+OWN float nearbyintf(float x);
 OWN float nearbyintf(float x) { return nearest_even(x); }
 #endif
 
 #ifdef NEED_rintf
-float rintf(float x);
+OWN float rintf(float x);
 OWN float rintf(float x) { return nearest_even(x); }
 #endif
 
 #ifdef NEED_roundevenf
-float roundevenf(float x);
+OWN float roundevenf(float x);
 OWN float roundevenf(float x) { return nearest_even(x); }
 #endif
 
@@ -59,12 +61,12 @@ static float towards_zero(float x)
 #endif
 
 #ifdef NEED_truncf
-float truncf(float x);
+OWN float truncf(float x);
 OWN float truncf(float x) { return towards_zero(x); }
 #endif
 
 #ifdef NEED_floorf
-float floorf(float x);
+OWN float floorf(float x);
 OWN float floorf(float x)
 {
     const float whole = towards_zero(x);
@@ -73,7 +75,7 @@ OWN float floorf(float x)
 #endif
 
 #ifdef NEED_ceilf
-float ceilf(float x);
+OWN float ceilf(float x);
 OWN float ceilf(float x)
 {
     const word whole = {towards_zero(x)};
@@ -86,7 +88,7 @@ OWN float ceilf(float x)
 #endif
 
 #ifdef NEED_roundf
-float roundf(float x);
+OWN float roundf(float x);
 /* Ties away from 0. */
 OWN float roundf(float x)
 {
@@ -99,17 +101,17 @@ OWN float roundf(float x)
 #endif
 
 #ifdef NEED_fmaxf
-float fmaxf(float x, float y);
+OWN float fmaxf(float x, float y);
 OWN float fmaxf(float x, float y) { return x > y || y != y ? x : y; }
 #endif
 
 #ifdef NEED_fminf
-float fminf(float x, float y);
+OWN float fminf(float x, float y);
 OWN float fminf(float x, float y) { return x < y || y != y ? x : y; }
 #endif
 
 #ifdef NEED_sqrtf
-float sqrtf(float x);
+OWN float sqrtf(float x);
 /* One bit of the root after the other, then rounded to the nearest (the remainder is never a tie). */
 OWN float sqrtf(float x)
 {
@@ -197,7 +199,7 @@ OWN int32_t graphc_rounded_product(int32_t sum, int32_t scale)
 #endif
 
 #ifdef NEED_memmove
-void *memmove(void *to, const void *from, size_t count);
+OWN void *memmove(void *to, const void *from, size_t count);
 OWN void *memmove(void *to, const void *from, size_t count)
 {
     uint8_t *t = (uint8_t *)to;

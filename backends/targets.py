@@ -56,10 +56,17 @@ class Target:
     """Whether float convolutions may use Winograd's filtering: see `graphc.backends.winograd` for what it errs."""
     weights: Storage = "plain"
     """How constants are stored: as kernels read them, or entropy-coded (`graphc.backends.coded_weights`)."""
+    emit: Literal["objects", "c"] = "objects"
+    """Whether kernels are compiled here, or written as C99 that any compiler takes."""
     board: Board | None = None
     """The board it is part of, where the spec names one."""
     compiler: str = ""
     """The command of the C compiler that the spec names; empty: `graphc.backends.toolchain` finds one."""
+
+    @property
+    def system(self) -> bool:
+        """Whether the C around the kernels may use an operating system: threads, a clock, what processor this is."""
+        return self.hosted and self.emit == "objects"
 
     def has(self, instruction: str) -> bool:
         """Whether schedules may use `instruction`."""
@@ -122,8 +129,24 @@ def resolve(entry: Mapping[str, Any]) -> Target:
         raise UnsupportedError(subject, "this version of graphc has no gpu targets.", f"Available: {there}.")
     else:
         raise UnsupportedError("targets", f"expected a cpu, board or gpu, got {dict(entry)}.", "Write {cpu: native}.")
+    if entry.get("emit") == "c":
+        target = _as_c(target)
     changed = {name: entry.get(name) for name in ("winograd", "compiler", "weights")}
     return replace(target, **{name: value for name, value in changed.items() if value is not None})
+
+
+def _as_c(target: Target) -> Target:
+    """Kernels in portable C99 of it: no instruction set, no vectors."""
+    return replace(
+        target,
+        id=f"{target.id}-c",
+        emit="c",
+        family="c",
+        instructions=frozenset(),
+        vector_bits=32,
+        vector_registers=12,
+        winograd=False,
+    )
 
 
 def _cpu(id_: str, subject: str) -> tuple[Family, Target]:

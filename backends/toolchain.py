@@ -110,7 +110,7 @@ class Toolchain:
 
 def find_for(target: Target, cache: Path) -> Toolchain:
     """The toolchain for `target`, `find`'s or, without an operating system, `find_bare`'s. Raises ToolchainError."""
-    if target.hosted:
+    if not target.triple.startswith("thumb"):
         return find(target.triple, cache, compiler=target.compiler)
     from graphc.backends.toolchain_bare import find_bare  # it is made of what is here
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from graphc.backends.cortex_m import CORES
 from graphc.backends.targets import Target
 from graphc.backends.toolchain import Toolchain, find_zig, system_toolchain, zig_toolchain
 from graphc.errors import ToolchainError
@@ -81,4 +82,6 @@ def _abi(target: Target) -> str:
 
 
 def _unit(target: Target) -> str:
-    return "double" if target.has("fpu_double") else "single" if target.has("fpu") else "none"
+    """The floating-point unit: the board's, where it says one, else what the core comes with."""
+    core = next(core for core in CORES if core.id == target.cpu)
+    return (target.board.fpu if target.board else "") or core.fpu

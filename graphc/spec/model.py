@@ -188,6 +188,10 @@ Storage: TypeAlias = Literal["plain", "coded", "streamed"]
 and decoded before each call that reads them, into memory that calls share: less of it, and slower."""
 
 
+Emit: TypeAlias = Literal["objects", "c"]
+"""`objects`: machine code. `c`: portable C99 as well, one thread, for whatever compiler (a target `<id>-c`)."""
+
+
 class Cpu(Section):
     """A processor by its id: this machine (`native`), or one that `graphc targets` lists.
 
@@ -200,11 +204,12 @@ class Cpu(Section):
     winograd: bool = True
     weights: Storage = "plain"
     compiler: Compiler | None = None
+    emit: Emit = "objects"
 
     @property
     def id(self) -> str:
         """Names the target and its folder in the build."""
-        return self.cpu
+        return self.cpu + ("-c" if self.emit == "c" else "")
 
 
 class Memory(Section):
@@ -254,11 +259,12 @@ class Board(Section):
     winograd: bool = True
     weights: Storage = "plain"
     compiler: Compiler | None = None
+    emit: Emit = "objects"
 
     @property
     def id(self) -> str:
         """Names the target and its folder in the build."""
-        return self.board if isinstance(self.board, str) else self.board.name
+        return (self.board if isinstance(self.board, str) else self.board.name) + ("-c" if self.emit == "c" else "")
 
 
 class Gpu(Section):
