@@ -297,9 +297,8 @@ def _setup(unit: Unit) -> str:
     for each in unit.program.coded:
         if each.crc32 is not None and each.name in unit.weights.offsets:
             data = f"CONSTANT(uint8_t, {unit.weights.offsets[each.name]})"
-            lines.append(
-                f"    if (~crc32(0xffffffffu, {data}, {each.stored}) != {each.crc32:#010x}u) return {upper}_ERROR_CHECKSUM;\n"
-            )
+            found = f"~crc32(0xffffffffu, {data}, {each.stored})"
+            lines.append(f"    if ({found} != {each.crc32:#010x}u) return {upper}_ERROR_CHECKSUM;\n")
     if unit.program.setup:
         lines.append("    const frame *at = &s->at;\n")
     for call in unit.program.setup:
