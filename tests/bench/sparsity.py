@@ -1,0 +1,216 @@
+"""Zeros in weights: what they cost in accuracy, one shot and without training, and what skipping them gains in speed.
+
+    python -m tests.bench.sparsity accuracy [--model resnet56 ds_cnn_l] [--rows N]
+    python -m tests.bench.sparsity speed RESNET50.onnx [--out DIR] [--again]
+
+accuracy: the road of a spec, calibrated on training rows, every test row; top-1 in per cent. speed: a ResNet-50 (its
+weights may be random) with blocks of zeros, one thread: whole runs in turns, and kernels of 1x1 and 3x3 convolutions
+one by one, beside the same graph with dense weights. Artifacts that are in DIR already are not built again. Run it
+while nothing else computes.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from statistics import geometric_mean, median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+import graphc
+from graphc.backends import targets
+from graphc.backends.build import build_target
+from graphc.backends.cache import Cache
+from graphc.backends.targets import Target
+from graphc.backends.worker import Server
+from graphc.bench import interleave
+from graphc.benchmark import profile
+from graphc.calibrate import calibrate
+from graphc.ir.graph import Graph
+from graphc.passes.fold import Fold
+from graphc.passes.protocol import Context, Pass
+from graphc.passes.prune import Prune
+from graphc.passes.quantize import Quantize
+from graphc.peers import Run
+from graphc.runner import Runner
+from tests.bench.tasks import MEL, TASKS, Array, Rows, cifar, normalized, same, split
+from tests.conftest import find_shared
+
+CALIBRATION = 1000
+BATCH = 50
+HALF = {"pattern": "unstructured", "sparsity": 0.5}
+CORRECTED = {**HALF, "bias_correction": True}
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "magnitude 50 %": {**HALF, "method": "magnitude"},
+    "Wanda 50 %": {**HALF, "method": "wanda"},
+    "Wanda 50 %, sensitivity, bias": {**CORRECTED, "method": "wanda", "allocation": "sensitivity"},
+    "SparseGPT 50 %": {**HALF, "method": "sparsegpt"},
+    "SparseGPT 50 %, bias": {**CORRECTED, "method": "sparsegpt"},
+    "SparseGPT 50 %, sensitivity, bias": {**CORRECTED, "method": "sparsegpt", "allocation": "sensitivity"},
+    "SparseGPT 2:4, bias": {"pattern": "2:4", "method": "sparsegpt", "bias_correction": True},
+}
+ROWS = {"resnet56": cifar(normalized, CALIBRATION), "ds_cnn_l": split(MEL, same, 100)}
+SECONDS = 8.0
+
+
+def accuracy(name: str, data: Path, rows: int | None, methods: Sequence[str]) -> Iterator[tuple[str, float, float]]:
+    """(method, top-1, weights' bytes in per cent of the float model's)."""
+    read = ROWS[name](data)
+    assert read.labels is not None
+    chosen = np.linspace(0, len(read.test) - 1, rows or len(read.test)).astype(int)
+    model = data / "models" / TASKS[name].model
+    (input_,) = graphc.load(model).inputs
+    with TemporaryDirectory() as folder:
+        _write(Path(folder), input_, Rows(read.calibration, read.test[chosen], read.labels[chosen]))
+        shape = [BATCH if len(chosen) % BATCH == 0 else 1, *read.test.shape[1:]]
+        for method in methods:
+            spec = {
+                "name": "bench",
+                "model": {"path": str(model), "inputs": {input_: shape}},
+                "data": {
+                    "calibration": {"path": f"{folder}/calibration.npz"},
+                    "evaluation": {"path": f"{folder}/test.npz", "metric": "top1"},
+                },
+                "passes": [{"kind": "fold"}, {"kind": "prune", **METHODS[method]}],
+            }
+            first, _, last = graphc.compile(None, spec, out=Path(folder) / "build").report.steps
+            assert first.quality and last.quality and first.quality.value and last.quality.value
+            if method == methods[0]:
+                yield "float", first.quality.value, 100.0
+            yield method, last.quality.value, 100 * last.bytes / first.bytes
+
+
+def _write(folder: Path, name: str, rows: Rows) -> None:
+    assert rows.labels is not None
+    for file, arrays in {"calibration": {name: rows.calibration}, "test": {name: rows.test, "y": rows.labels}}.items():
+        np.savez(folder / file, **arrays)  # type: ignore[arg-type]
+
+
+def passed(graph: Graph, steps: Sequence[Pass], target: Target) -> Graph:
+    """`graph` after `steps`; statistics are those of noise: only speed is measured."""
+    noise = {name: np.random.default_rng(0).standard_normal(graph.types[name].dims) for name in graph.inputs}
+    feeds: list[dict[str, Array]] = [{name: array.astype(np.float32) for name, array in noise.items()}]
+    for step in steps:
+        statistics = calibrate(graph, step.observes(graph), feeds)
+        graph = step.apply(graph, Context(statistics, lanes=target.lanes(32)))
+    return graph
+
+
+def variants() -> dict[str, tuple[list[Pass], Target]]:
+    """Artifact -> the passes and the target it is built with."""
+    native = targets.resolve({"cpu": "native"})
+    vectors = replace(native, instructions=native.instructions - {"amx_int8"})
+    blocks = Prune.model_validate({"method": "magnitude", "pattern": "block", "sparsity": 0.75})
+    two_of_four = Prune.model_validate({"method": "magnitude", "pattern": "2:4"})
+    integers = Quantize.model_validate({"weights": "int8", "activations": "uint8", "calibrate": "minmax"})
+    return {
+        "dense": ([Fold()], native),
+        "dense direct": ([Fold()], replace(native, winograd=False)),
+        "blocks 75 %": ([Fold(), blocks], native),
+        "2:4": ([Fold(), two_of_four], native),
+        "int8 dense, VNNI": ([Fold(), integers], vectors),
+        "int8 blocks 75 %, VNNI": ([Fold(), blocks, integers], vectors),
+        "int8 dense, AMX": ([Fold(), integers], native),
+        "int8 blocks 75 %, AMX": ([Fold(), blocks, integers], native),
+    }
+
+
+PAIRS = (("dense direct", "blocks 75 %"), ("int8 dense, VNNI", "int8 blocks 75 %, VNNI"), ("dense", "2:4"))
+"""(dense, sparse) artifacts whose kernels are compared one by one."""
+
+
+def build(model: Path, out: Path, names: Sequence[str], again: bool) -> dict[str, Path]:
+    """The folders of the artifacts."""
+    graph = graphc.load(model)
+    graph = graphc.load(
+        model, {name: (1, *graph.types[name].shape[1:]) for name in graph.inputs if graph.types[name].shape}
+    )
+    folders = {}
+    with Server() as server:
+        for name in names:
+            steps, target = variants()[name]
+            folder = out / "".join(c if c.isalnum() else "_" for c in name)
+            if again or not folder.exists():
+                print(f"building {name}", file=sys.stderr, flush=True)
+                build_target(passed(graph, steps, target), target, folder, server, Cache())
+            folders[name] = folder
+    return folders
+
+
+def whole(folders: Mapping[str, Path]) -> dict[str, float]:
+    """Median seconds of a run of each artifact, in turns."""
+    runs: dict[str, Run] = {}
+    for name, folder in folders.items():
+        runner = Runner(folder)
+        given = [np.random.default_rng(1).standard_normal(each.shape).astype(each.dtype) for each in runner.inputs]
+        runs[name] = runner.bind(*given)
+    return {name: median(times) for name, times in interleave(runs, SECONDS).items()}
+
+
+def kernels(graph: Graph, dense: Path, sparse: Path) -> dict[str, list[float]]:
+    """Form of a convolution -> how many times as fast each one's kernel is, its epilogue included."""
+    convolutions = {node.name: graph.types[node.inputs[1]].dims for node in graph.nodes if node.op == "Conv"}
+    times = []
+    for folder in (dense, sparse):
+        calls = profile(folder, 1)
+        times.append({name: sum(c.seconds for c in calls if name in c.nodes) for name in convolutions})
+    found: dict[str, list[float]] = {}
+    for name, (_, inputs, *kernel) in convolutions.items():
+        if prod(kernel) in (1, 9) and inputs > 3:
+            found.setdefault("x".join(map(str, kernel)), []).append(times[0][name] / times[1][name])
+    return found
+
+
+def speed(model: Path, out: Path, names: Sequence[str], again: bool) -> None:
+    folders = build(model, out, names, again)
+    seconds = whole(folders)
+    print("| artifact | ms | beside dense |\n|---|---:|---:|")
+    for name, taken in seconds.items():
+        beside = next(
+            (n for n in seconds if n == ("int8 dense, " + name.split(", ")[-1] if "int8" in name else "dense")), name
+        )
+        print(f"| {name} | {1000 * taken:.2f} | {seconds[beside] / taken:.2f}x |")
+    graph = Fold().apply(graphc.load(model), Context())
+    print("\n| kernels | form | layers | smallest | geometric mean | largest |\n|---|---|---:|---:|---:|---:|")
+    for dense, sparse in PAIRS:
+        if dense in folders and sparse in folders:
+            for form, ratios in kernels(graph, folders[dense], folders[sparse]).items():
+                row = (min(ratios), geometric_mean(ratios), max(ratios))
+                print(
+                    f"| {sparse} beside {dense} | {form} | {len(ratios)} | "
+                    + " | ".join(f"{r:.2f}x" for r in row)
+                    + " |"
+                )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(dest="part", required=True)
+    of_accuracy, of_speed = parts.add_parser("accuracy"), parts.add_parser("speed")
+    of_accuracy.add_argument("--model", nargs="+", choices=ROWS, default=list(ROWS))
+    of_accuracy.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
+    of_accuracy.add_argument("--rows", type=int, help="so many test rows, spread evenly (default: all)")
+    of_speed.add_argument("model", type=Path)
+    of_speed.add_argument("--out", type=Path, default=Path("build/sparsity"))
+    of_speed.add_argument("--artifact", nargs="+", choices=variants(), default=list(variants()))
+    of_speed.add_argument("--again", action="store_true", help="build anew what is there")
+    given = parser.parse_args()
+    if given.part == "speed":
+        speed(given.model, given.out, given.artifact, given.again)
+        return 0
+    data = find_shared()
+    if data is None:
+        print("../shared/data is absent: nothing to measure on", file=sys.stderr)
+        return 2
+    for name in given.model:
+        for method, top1, size in accuracy(name, data, given.rows, given.method):
+            print(f"| {name} | {method} | {top1:.2f} | {size:.1f} % |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
