@@ -63,10 +63,12 @@ def accuracy(name: str, data: Path, rows: int | None, methods: Sequence[str]) ->
     assert read.labels is not None
     chosen = np.linspace(0, len(read.test) - 1, rows or len(read.test)).astype(int)
     model = data / "models" / TASKS[name].model
-    (input_,) = graphc.load(model).inputs
+    graph = graphc.load(model)
+    (input_,) = graph.inputs
+    fixed = graph.types[input_].is_static
     with TemporaryDirectory() as folder:
         _write(Path(folder), input_, Rows(read.calibration, read.test[chosen], read.labels[chosen]))
-        shape = [BATCH if len(chosen) % BATCH == 0 else 1, *read.test.shape[1:]]
+        shape = [1 if fixed or len(chosen) % BATCH else BATCH, *read.test.shape[1:]]
         for method in methods:
             spec = {
                 "name": "bench",
