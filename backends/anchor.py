@@ -97,7 +97,7 @@ def find(function: Any, target: Target) -> Anchor | None:
 
 
 def products(function: Any) -> int | None:
-    """How many products Winograd's filtering in a fused PrimFunc executes, None for anything else."""
+    """How many products a fused PrimFunc executes by Winograd's filtering, or that skips zeros; None for others."""
     found: list[Any] = []
     tvm_ffi.structural_walk(function, (s_tir.SBlock, lambda block: found.append(block.annotations)))
     infos = [json.loads(str(each["graphc.anchor"])) for each in found if "graphc.anchor" in each]
@@ -106,6 +106,9 @@ def products(function: Any) -> int | None:
             filtering = Filtering(info["m"])
             tiles = info["input"][0] * prod(filtering.tiles(info["output"]))
             return int(filtering.points * tiles * info["depth"] * info["filters"])
+        if info.get("sparse"):
+            stored = info["sparse"]["count"] * info["sparse"]["run"] * info["block"]
+            return int(prod(_result(info)[:-1]) * stored)
     return None
 
 

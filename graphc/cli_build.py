@@ -107,7 +107,7 @@ def _decisions(report: Report) -> Iterator[str]:
         dense = [f"{each.node} ({each.speed:.1f}x)" for each in target.decisions if each.kernel == "dense"]
         sparse = len(target.decisions) - len(dense)
         if sparse:
-            yield f"{target.id}: {sparse} kernels skip the zeros of their weights"
+            yield f"{target.id}: {sparse} of {len(target.decisions)} layers with zeros skip them"
         if dense:
             more = f", ... {len(dense)} in all" if len(dense) > SHOWN_NAMES else ""
             yield f"{target.id}: kept dense, which is faster: {', '.join(dense[:SHOWN_NAMES])}{more}"

@@ -244,11 +244,17 @@ def _tensors(graph: Graph, options: Mapping[Node, Options], lanes: int) -> Itera
         else:
             by_weights.setdefault(layer.weight, []).append(layer)
     for name, found in by_weights.items():
-        made = _tensor(graph, name, found, options[found[0].node], lanes)
+        own = options[found[0].node]
+        alike = all(options[layer.node] == own for layer in found)
+        made = _tensor(graph, name, found, own, lanes) if alike else _differing(found)
         if isinstance(made, str):
             yield found[0].node, made
         else:
             yield made
+
+
+def _differing(found: list[Layer]) -> str:
+    return f"its weights are shared with {found[1].node.label}, which the options treat in another way"
 
 
 def _tensor(graph: Graph, name: str, found: list[Layer], options: Options, lanes: int) -> "_Tensor | str":

@@ -71,6 +71,37 @@ def test_help_names_every_command(graphc: Command) -> None:
         assert f"\n  {name} " in printed
 
 
+PRUNED = """
+model: {path: pruned.onnx}
+passes:
+  - kind: fold
+  - {kind: prune, method: magnitude, pattern: block, sparsity: 0.75, block: [16, 4], where: [{name: two, sparsity: 0}]}
+  - {kind: prune, method: magnitude, pattern: "2:4", where: [{name: one, sparsity: 0}]}
+targets: [{cpu: x86-64-v4}]
+"""
+
+
+def test_build_tells_which_kernels_skip_zeros(graphc: Command, tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 18]>
+    pruned (float[1,64,28,28] x) => (float[1,64,28,28] y) {
+        [one] a = Conv (x, w)
+        [two] y = Conv (a, v)
+    }"""
+    proto = onnx.parser.parse_model(text)
+    for seed, name in enumerate(("w", "v")):
+        weights = np.random.default_rng(seed).standard_normal((64, 64, 1, 1)).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(weights, name))
+    onnx.save(proto, tmp_path / "pruned.onnx")
+    (tmp_path / "pruned.yaml").write_text(PRUNED)
+    done = graphc("build", tmp_path / "pruned.yaml", "-o", tmp_path)
+    assert done.code == 0, done.err
+    assert "x86-64-v4: 1 of 2 layers with zeros skip them" in done.out
+    (kept,) = (line for line in done.out.splitlines() if "kept dense" in line)
+    assert "two (0." in kept
+    (target,) = json.loads((tmp_path / "pruned" / "report.json").read_text())["targets"]
+    assert {each["node"]: each["kernel"] for each in target["decisions"]} == {"one": "sparse", "two": "dense"}
+
+
 def test_build_prints_before_and_after(built: Path) -> None:
     printed = (built / "printed.txt").read_text()
     for row in ("0 model", "1 fold", "2 quantize", "top1, native", "weights", "MACs", "latency, native"):

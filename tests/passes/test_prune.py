@@ -215,6 +215,16 @@ def test_nothing_is_skipped_in_silence() -> None:
     }
 
 
+def test_shared_weights_are_pruned_together_or_not_at_all() -> None:
+    body = "[one] a = Conv <pads = [1,1,1,1]> (x, w)\n[two] y = Conv <pads = [1,1,1,1]> (a, w)"
+    graph = model("(float[1,8,6,6] x) => (float[1,8,6,6] y)", body, w=normal(8, 8, 3, 3))
+    together, _ = pruned(graph, method="sparsegpt")
+    assert len({node.inputs[1] for node in together.nodes if node.op == "Conv"}) == len(pruned_values(together)) == 1
+    apart, context = pruned(graph, where=[{"name": "two", "sparsity": 0.3}])
+    assert apart is graph
+    assert context.skips[0].reason == "its weights are shared with Conv 'two', which the options treat in another way"
+
+
 def test_pruning_again_goes_on_from_what_is_left() -> None:
     once, _ = pruned(conv(), sparsity=0.5)
     twice, _ = pruned(once, sparsity=0.75)
