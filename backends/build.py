@@ -16,6 +16,7 @@ from graphc import artifact
 from graphc.artifact import Manifest, Quantization
 from graphc.backends import toolchain
 from graphc.backends.cache import Cache, key
+from graphc.backends.choices import NO_CHOICES, Choices
 from graphc.backends.integer import integerize
 from graphc.backends.program import Program
 from graphc.backends.targets import Target
@@ -34,21 +35,30 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def build_target(
-    graph: Graph, target: Target, folder: Path, server: Server, cache: Cache, *, progress: Progress = silent
+    graph: Graph,
+    target: Target,
+    folder: Path,
+    server: Server,
+    cache: Cache,
+    *,
+    choices: Choices = NO_CHOICES,
+    progress: Progress = silent,
 ) -> Manifest:
     """Compile `graph`, whose name becomes the artifact's, for `target` into `folder`.
 
+    `choices` are how to compute nodes of `integerized(graph)` as it is laid out, where not as the cost model says.
     Raises UnsupportedError for a node that has no kernel, ToolchainError where the C compiler is missing or fails,
     InternalError where TVM fails; each names its node.
     """
     tools = toolchain.find_for(target, cache.folder)
     made_from = (graph.name, fingerprint(graph), target.description(), tools.name, tools.version, tools.compiler)
-    name = key("artifact", *made_from)
+    chosen = {name: choice.data() for name, choice in choices.items()}
+    name = key("artifact", *made_from, chosen)
     kept = cache.get(name)
     if kept is not None:
         unpack(kept, folder)
         return artifact.read(folder)
-    manifest = build_uncached(graph, target, folder, server, cache, tools, progress=progress)
+    manifest = build_uncached(graph, target, folder, server, cache, tools, choices=choices, progress=progress)
     cache.put(name, pack(folder))
     return manifest
 
@@ -61,23 +71,30 @@ def build_uncached(
     cache: Cache,
     tools: Toolchain,
     *,
+    choices: Choices = NO_CHOICES,
     progress: Progress = silent,
 ) -> Manifest:
     """`build_target` with the C compiler `tools`, and nothing but kernels cached."""
-    from graphc.backends.decompose import decompose  # here, as below
-
     grids = {**input_grids(graph), **output_grids(graph)}
     quantization = {name: Quantization(grid.scale, grid.zero_point) for name, grid in grids.items()}
     return build_integerized(
-        integerize(decompose(densified(graph), kernels=True)),
+        integerized(graph),
         target,
         folder,
         server,
         cache,
         tools,
         quantization=quantization,
+        choices=choices,
         progress=progress,
     )
+
+
+def integerized(graph: Graph) -> Graph:
+    """The graph in the integer arithmetic."""
+    from graphc.backends.decompose import decompose  # here, as below
+
+    return integerize(decompose(densified(graph), kernels=True))
 
 
 def build_integerized(
@@ -89,13 +106,14 @@ def build_integerized(
     tools: Toolchain,
     *,
     quantization: Mapping[str, Quantization] = MappingProxyType({}),
+    choices: Choices = NO_CHOICES,
     progress: Progress = silent,
 ) -> Manifest:
     """`build_uncached` for a graph in the integer arithmetic."""
     from graphc.backends.decompose import decompose
 
     _require_indexable(graph)
-    program = _lowered(decompose(graph, kernels=True), target, server, progress)
+    program = lowered(decompose(graph, kernels=True), target, server, choices, progress)
     return build_program(program, target, folder, server, cache, tools, quantization=quantization, progress=progress)
 
 
@@ -145,8 +163,11 @@ def _require_indexable(graph: Graph) -> None:
             )
 
 
-def _lowered(graph: Graph, target: Target, server: Server, progress: Progress) -> Program:
-    job = Job(LOWER, (graph, target, note), f"model '{graph.name}'")
+def lowered(
+    graph: Graph, target: Target, server: Server, choices: Choices = NO_CHOICES, progress: Progress = silent
+) -> Program:
+    """The program of a graph in the integer arithmetic that is decomposed."""
+    job = Job(LOWER, (graph, target, note, dict(choices)), f"model '{graph.name}'")
     progress("lower", 0.0)
     program: Program = server.run([job], progress=_watching(progress, "lower"))[0]
     return replace(program, name=graph.name)

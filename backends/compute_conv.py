@@ -48,6 +48,8 @@ class Convolution:
     """Input channels that one dot-product instruction adds up."""
     dot: DotKind = "plain"
     """The instruction, as `graphc.backends.dot` names it."""
+    tile: int | None = None
+    """Output columns in a register tile; None: the cost model's."""
 
     @property
     def depth(self) -> int:
@@ -94,6 +96,7 @@ class Convolution:
                 "block": self.block,
                 "step": self.step,
                 "dot": self.dot,
+                "tile": self.tile,
                 "depth": self.depth,
                 "shift": shift,
                 "padding": padding,
@@ -111,12 +114,12 @@ def convolution(state: Lowering, node: Node, weights: np.dtype[Any] | None = Non
     groups = node.get_int("group", 1)
     kind: Kind = "dense" if groups == 1 else "depthwise" if groups == channels else "grouped"
     span = window(node, size, output, kernel)
-    dot = DOTS["plain"]
+    dot, choice = DOTS["plain"], state.choice(node)
     if weights is not None and kind == "dense":
         inputs = -(-channels // 4) * 4
         depth = inputs * kernel[-1] if span.dilations[-1] == 1 else inputs
         together = prod(output) if prod(span.strides) == 1 else output[-1]
-        dot = dot_product(state.target, weights, depth, together)
+        dot = dot_product(state.target, weights, depth, together, choice.dot)
     return Convolution(
         kind,
         span,
@@ -124,9 +127,10 @@ def convolution(state: Lowering, node: Node, weights: np.dtype[Any] | None = Non
         channels,
         filters,
         groups,
-        dot.block(state.target, filters, prod(state.type(node.outputs[0]).dims[:-1])),
+        choice.block(state.target, filters, dot, prod(state.type(node.outputs[0]).dims[:-1])),
         dot.step,
         dot.kind,
+        choice.tile,
     )
 
 
@@ -296,7 +300,9 @@ def winograd(state: Lowering, node: Node, conv: Convolution) -> WinogradConvolut
     plain = (span.kernel, span.strides, span.dilations) == ((KERNEL,) * 2, (1, 1), (1, 1)) and conv.groups == 1
     if not plain or kind.dtype != np.float32 or state.constant(node.inputs[1]) is None:
         return None
-    filtering = choose(state.target, kind.dims[0], span.output, conv.channels, conv.filters)
+    filtering = choose(
+        state.target, kind.dims[0], span.output, conv.channels, conv.filters, state.choice(node).winograd
+    )
     if filtering is None:
         return None
     block = winograd_block(state.target, conv.filters)

@@ -17,7 +17,6 @@ from graphc.backends.compute_decode import limits
 from graphc.backends.compute_pool import counts, pool_window, window_sum
 from graphc.backends.dot import DOTS, VECTORS, Dot, dot_product, wide_product
 from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
-from graphc.backends.tiles import channel_block
 from graphc.errors import UnsupportedError
 from graphc.ir import Array, Node
 
@@ -173,7 +172,8 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
         raise UnsupportedError(node.label, "integer products of vectors.", "Reshape the operands to matrices.")
     output = state.type(node.outputs[0]).dims
     batch = tuple(np.broadcast_shapes(a[:-2], b[:-2]))
-    product = compute_matmul.Product(batch, a[-2], a[-1], b[-1], channel_block(state.target, b[-1]))
+    choice = state.choice(node)
+    product = compute_matmul.Product(batch, a[-2], a[-1], b[-1], choice.block(state.target, b[-1]), tile=choice.tile)
     if state.constant(node.inputs[1]) is not None:
         product, right, reader, offsets, shift = _constant_right(state, node, product)
         if len(node.inputs) > 5:
@@ -222,9 +222,10 @@ def _constant_right(
     wide = state.type(node.inputs[0]).bits > 8
     if weights.ndim == 2:
         kind = np.dtype(np.int16) if wide else weights.dtype
-        dot = dot_product(state.target, kind, product.inner, product.rows)
+        choice = state.choice(node)
+        dot = dot_product(state.target, kind, product.inner, product.rows, choice.dot)
         if dot.columns or product.inner % dot.step == 0:
-            block = dot.block(state.target, product.columns, prod(product.batch) * product.rows)
+            block = choice.block(state.target, product.columns, dot, prod(product.batch) * product.rows)
             product = dataclasses.replace(product, step=dot.step, dot=dot.kind, block=block)
             weights = weights.astype(weights.dtype if dot.kind == "plain" else dot.weights)
             sparse = compute_matmul.skipping(state, node, product, weights.T) if dot.kind in VECTORS else None

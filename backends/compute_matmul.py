@@ -18,7 +18,6 @@ from graphc.backends.cycles import Contraction, direct
 from graphc.backends.decode import Decoder
 from graphc.backends.dot import Kind as DotKind
 from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
-from graphc.backends.tiles import channel_block
 from graphc.ir import Array, Node
 
 
@@ -34,6 +33,8 @@ class Product:
     step: int = 1
     """Terms that one dot-product instruction adds up."""
     dot: DotKind = "plain"
+    tile: int | None = None
+    """Rows in a register tile; None: the cost model's."""
 
     @property
     def depth(self) -> int:
@@ -58,6 +59,7 @@ class Product:
                 "dot": self.dot,
                 "depth": self.depth,
                 "shift": shift,
+                "tile": self.tile,
                 "transposed": transposed,
                 **weights,
             }
@@ -200,7 +202,9 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
     rows_given, columns_given = len(a) > 1, len(b) > 1
     batch = np.broadcast_shapes(a[:-2], b[:-2])
     columns = b[-1] if columns_given else 1
-    product = Product(tuple(batch), a[-2] if rows_given else 1, a[-1], columns, channel_block(state.target, columns))
+    choice = state.choice(node)
+    block = choice.block(state.target, columns)
+    product = Product(tuple(batch), a[-2] if rows_given else 1, a[-1], columns, block, tile=choice.tile)
     left = _matrix(state, node.inputs[0], (1, a[0])) if not rows_given else state.value(node.inputs[0])
     array = state.weights(node.inputs[1])
     if columns_given:
@@ -251,7 +255,8 @@ def gemm(state: Lowering, node: Node) -> Sequence[Any]:
     transposed_a, transposed_b = bool(node.get_int("transA", 0)), bool(node.get_int("transB", 0))
     rows, inner = reversed(a) if transposed_a else a
     columns = b[0] if transposed_b else b[1]
-    product = Product((), rows, inner, columns, channel_block(state.target, columns))
+    choice = state.choice(node)
+    product = Product((), rows, inner, columns, choice.block(state.target, columns), tile=choice.tile)
     dtype = state.type(node.outputs[0]).dtype.name
     alpha, beta = node.get_float("alpha", 1.0), node.get_float("beta", 1.0)
     product, right, reader = right_operand(state, node, product, transposed_b)

@@ -74,14 +74,15 @@ VECTORS: dict[Kind, Kind] = {"amx": "vnni", "vnni": "vnni", "madd": "madd"}
 """The way to multiply with vectors that takes weights in steps as this one does."""
 
 
-def dot_product(target: Target, weights: np.dtype[Any], depth: int, columns: int) -> Dot:
+def dot_product(target: Target, weights: np.dtype[Any], depth: int, columns: int, chosen: Kind | None = None) -> Dot:
     """The instruction for weights of this type (int16 where zero points left eight bits).
 
     `depth` is the number of bytes of input that lie next to each other and are summed, `columns` how many output
-    positions lie in a row.
+    positions lie in a row. `chosen` decides among those that the target has for such weights.
     """
     if weights == np.dtype(np.int8) and target.has("avx512_vnni"):
         fits = amx_depth(depth) >= FEWEST_BYTES and columns >= FEWEST_COLUMNS
+        fits = amx_depth(depth) > 0 if chosen == "amx" else fits and chosen != "vnni"
         return DOTS["amx"] if target.has("amx_int8") and fits else DOTS["vnni"]
     if weights == np.dtype(np.int8) and target.family == "cortex_m":
         return DOTS["vmladava" if target.has("mve") else "smlad" if target.has("dsp") else "mla"]

@@ -148,6 +148,8 @@ def _rank(state: _Layouts, name: str) -> int:
 def _spatial(state: _Layouts, node: Node) -> bool:
     """Convolutions and pools: they want channels last."""
     rank = _rank(state, node.inputs[0])
+    if node.get_int("channels_last", 0):
+        return False  # laid out already
     if rank not in (3, 4, 5) or len(node.results) > 1 or not _full_window(node):
         return False
     attributes = dict(node.attributes)

@@ -14,6 +14,7 @@ import tvm_ffi
 from tvm import relax
 
 from graphc.backends.anchor import products
+from graphc.backends.choices import NO_CHOICES, Choices
 from graphc.backends.layout import channels_last
 from graphc.backends.objects import task_count, tir_json
 from graphc.backends.program import Buffer, Call, Kernel, Program, Role
@@ -32,14 +33,14 @@ NODE = "_of_node_"
 """Stands between the name of a kernel and the index of the graph node it was made for."""
 
 
-def lower(graph: Graph, target: Target, note: Note = lambda _: None) -> Program:
+def lower(graph: Graph, target: Target, note: Note = lambda _: None, choices: Choices = NO_CHOICES) -> Program:
     """Lower a graph whose shapes are all static. `note` hears what is being worked on.
 
     Raises UnsupportedError naming the node that no kernel exists for, InputError where a shape is open.
     """
     _require_static(graph)
     laid_out = channels_last(widened(graph))
-    module, constants, decisions = relax_module(laid_out, target, note)
+    module, constants, decisions = relax_module(laid_out, target, note, choices)
     module, marks = fused(module)
     return replace(_Assembly(laid_out, target, constants, marks, note).program(module), decisions=decisions)
 
@@ -303,6 +304,6 @@ class _Assembly:
         return self.symbols[key]
 
 
-def lower_job(graph: Graph, target: Target, note: Note) -> Program:
+def lower_job(graph: Graph, target: Target, note: Note, choices: Choices) -> Program:
     """What the compile server runs."""
-    return lower(graph, target, note)
+    return lower(graph, target, note, choices)

@@ -14,6 +14,7 @@ import tvm
 from tvm import relax, topi
 
 from graphc.artifact import Decision
+from graphc.backends.choices import BY_MODEL, NO_CHOICES, Choice, Choices
 from graphc.backends.program import stored_dtype
 from graphc.backends.targets import Target
 from graphc.backends.widen import NARROW
@@ -79,6 +80,7 @@ class Lowering:
     graph: Graph
     target: Target
     builder: Any
+    choices: Choices = field(default_factory=dict)
     node: Node | None = None
     index: int = 0
     values: dict[str, Any] = field(default_factory=dict)
@@ -90,6 +92,10 @@ class Lowering:
 
     def type(self, name: str) -> TensorType:
         return self.graph.types[name]
+
+    def choice(self, node: Node) -> Choice:
+        """How to compute a node; the cost model's way unless something else was measured to be faster."""
+        return self.choices.get(node.outputs[0], BY_MODEL)
 
     def constant(self, name: str) -> Array | None:
         return self.graph.constants.get(name) if name else None
@@ -169,7 +175,7 @@ def _inlined(array: Array) -> bool:
 
 
 def relax_module(
-    graph: Graph, target: Target, note: Callable[[str], None]
+    graph: Graph, target: Target, note: Callable[[str], None], choices: Choices = NO_CHOICES
 ) -> tuple[Any, dict[str, Array], tuple[Decision, ...]]:
     """One Relax module with a function `main(inputs..., parameters...)`, the parameters' data by name, and how weights
     with zeros are multiplied.
@@ -179,7 +185,7 @@ def relax_module(
     for room in _ROOMS:
         importlib.import_module(f"graphc.backends.{room}")
     builder = relax.BlockBuilder()
-    state = Lowering(graph, target, builder)
+    state = Lowering(graph, target, builder, choices)
     inputs = []
     for name in graph.inputs:
         kind = graph.types[name]

@@ -39,7 +39,7 @@ from graphc.backends.statements import (
     vector,
 )
 from graphc.backends.targets import Target
-from graphc.backends.tiles import SMALL, chunks, columns_in_tile
+from graphc.backends.tiles import SMALL, chosen_columns, chunks
 
 
 def schedule(anchor: Anchor, target: Target) -> Any:
@@ -116,7 +116,8 @@ class Contraction:
 
     def tile_of(self, target: Target, columns: int) -> int:
         """How many output columns a register tile spans."""
-        return columns_in_tile(target, columns, int(self.anchor.info["block"]), held(self.anchor, target))
+        info = self.anchor.info
+        return chosen_columns(target, columns, int(info["block"]), info["tile"], held(self.anchor, target))
 
     def weights_once(self) -> bool:
         """Whether all rows take one block's weights before the next: the weights are larger than the input."""

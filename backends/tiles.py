@@ -47,6 +47,13 @@ def columns_in_cache(target: Target, pitch: int) -> int:
     return ways * (SET_SPAN // gcd(SET_SPAN, pitch))
 
 
+def widest_tile(target: Target, vectors: int, held: int = 0) -> int:
+    """Output columns whose accumulators, `vectors` each, fit the registers beside `held` of weights (0: one row of
+    vectors) and a broadcast.
+    """
+    return max(1, (target.vector_registers - (held or vectors) - 1) // vectors)
+
+
 def tile_cycles(
     target: Target, columns: int, block: int, most: int | None = None, *, held: int = 0
 ) -> tuple[float, int]:
@@ -57,7 +64,7 @@ def tile_cycles(
     latency (4 cycles) shows. `most`: columns of a tile at most.
     """
     vectors = max(1, block // max(1, target.lanes(32)))
-    widest = max(1, (target.vector_registers - (held or vectors) - 1) // vectors)
+    widest = widest_tile(target, vectors, held)
 
     def cycles(width: int) -> float:
         return max(width * vectors / 2, (width + vectors) / 2, 4.0)
@@ -73,6 +80,11 @@ def tile_cycles(
 def columns_in_tile(target: Target, columns: int, block: int, held: int = 0) -> int:
     """How many output columns a register tile spans."""
     return tile_cycles(target, columns, block, held=held)[1]
+
+
+def chosen_columns(target: Target, columns: int, block: int, chosen: int | None, held: int = 0) -> int:
+    """`columns_in_tile`, or what was chosen instead, as far as there are columns."""
+    return min(chosen, columns) if chosen else columns_in_tile(target, columns, block, held)
 
 
 def chunks(target: Target, columns: int, block: int, held: int = 0) -> int:

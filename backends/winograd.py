@@ -88,13 +88,18 @@ TRANSFORM = 4.0
 """Cycles per point, tile and vector of channels for B' d B or A' u A: arithmetic, and v through the caches."""
 
 
-def choose(target: Target, batch: int, output: Sequence[int], channels: int, filters: int) -> Filtering | None:
+def choose(
+    target: Target, batch: int, output: Sequence[int], channels: int, filters: int, chosen: int | None = None
+) -> Filtering | None:
     """The filtering that should be fastest for a 3x3 convolution of stride 1, None where the direct sum is.
 
-    A model of cycles: register tiles (`tiles.tile_cycles`), the stream of weights beside them, the transforms.
+    A model of cycles: register tiles (`tiles.tile_cycles`), the stream of weights beside them, the transforms. Or
+    what was `chosen`: outputs of a tile along one axis, 0 for the direct sum.
     """
-    if not target.winograd or channels > MOST_CHANNELS:
+    if not target.winograd or channels > MOST_CHANNELS or chosen == 0:
         return None
+    if chosen is not None:
+        return Filtering(chosen)
     layer = (target, batch, output, channels, filters)
     best = min(map(Filtering, POINTS), key=lambda filtering: cycles(filtering, *layer))
     sums = Contraction(batch * output[0], output[1], KERNEL**2 * channels, filters)

@@ -13,7 +13,7 @@ from graphc import terminal
 from graphc.errors import InputError, VerificationError
 from graphc.ir.graph import Array
 from graphc.runner import Runner
-from graphc.terminal import duration, line_out, number, table
+from graphc.terminal import duration, line_out, table
 
 if TYPE_CHECKING:
     from graphc.benchmark import Benchmark, CallTime
@@ -139,14 +139,14 @@ def _print_benchmark(result: "Benchmark") -> None:
 
 def _limits(limit: "Roofline") -> Iterator[str]:
     """What was measured, in lines that fit a terminal."""
-    found = [
-        f"{arithmetic} {number(speed)} ({instruction})"
-        for arithmetic, speeds in limit.peaks.items()
-        for instruction, speed in speeds.items()
+    speeds = [
+        f"{arithmetic} {speed / 1e9:.0f} ({instruction})"
+        for arithmetic, of_type in limit.peaks.items()
+        for instruction, speed in of_type.items()
     ]
-    yield f"{limit.threads} thr, MAC/s: {', '.join(found)}"
-    reads = [f"{speed / 1e9:.0f} in {_whole(measured)}" for measured, speed in limit.bandwidth]
-    yield f"{limit.threads} thr, GB/s read: {', '.join(reads)}"
+    yield f"{limit.threads} thr, GMAC/s: {', '.join(speeds)}"
+    reads = [f"{_whole(size)} {speed / 1e9:.0f}" for size, speed in limit.bandwidth]
+    yield f"{limit.threads} thr, GB/s: {', '.join(reads)}"
 
 
 def _whole(count: int) -> str:

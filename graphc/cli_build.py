@@ -49,6 +49,8 @@ def _print_build(build: Build, unit: str) -> None:
     line_out(f"model     {build.model}")
     for target in report.targets:
         line_out(f"artifact  {build.artifact(target.id)}")
+        if target.tuning:
+            line_out(f"tuning    {target.id}: {target.tuning}")
 
 
 def _step_row(step: Step, unit: str) -> Sequence[str]:

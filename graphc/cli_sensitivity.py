@@ -3,7 +3,7 @@
 import json as json_text
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -132,7 +132,7 @@ def _latency(subject: Subject, choice: Choice) -> float:
 def _with_step(job: Job, step: Pass) -> Job:
     """The job with another step of this kind."""
     passes = tuple(step if each.kind == step.kind else each for each in job.spec.passes)
-    return Job(job.spec.model_copy(update={"passes": passes}), job.name, job.model, job.source, job.data, job.targets)
+    return replace(job, spec=job.spec.model_copy(update={"passes": passes}))
 
 
 def _print(found: Sensitivity, choice: Choice | None) -> None:

@@ -25,6 +25,7 @@ from graphc.progress import Progress, silent
 from graphc.report import Report
 from graphc.runner import Runner
 from graphc.staging import MODEL, REPORT, Staging
+from graphc.tune import timer, tuned
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,13 @@ def build_job(
             lanes=max((target.lanes(32) for target in job.targets), default=LANES),
         )
         save(done.graph, staging.folder / MODEL)
+        notes: dict[str, str] = {}
         for target in job.targets:
-            build_target(done.graph, target, staging.folder / target.id, server, memory.cache, progress=progress)
-        report = measure(job, done, staging.folder, memory, progress)
+            measured = timer(target, server, memory.cache)
+            found = tuned(done.graph, target, job.tunings.get(target.id), measured, progress)
+            notes[target.id], folder = found.note, staging.folder / target.id
+            build_target(done.graph, target, folder, server, memory.cache, choices=found.choices, progress=progress)
+        report = measure(job, done, staging.folder, memory, notes, progress)
         (staging.folder / REPORT).write_text(report.text(), encoding="utf-8")
         staging.commit()
     return Build(staging.place, report, memory.cache.problem)

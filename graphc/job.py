@@ -23,8 +23,9 @@ from graphc.passes.protocol import check_order
 from graphc.pipeline import Data
 from graphc.spec import Spec, read
 from graphc.spec.mistakes import describe
-from graphc.spec.model import Calibration
+from graphc.spec.model import Calibration, Cpu
 from graphc.spec.model import Target as TargetEntry
+from graphc.tune import Tuning
 
 SpecSource: TypeAlias = str | Path | Mapping[str, Any] | Spec
 
@@ -42,6 +43,8 @@ class Job:
     source: str
     data: Data
     targets: tuple[Target, ...]
+    tunings: Mapping[str, Tuning]
+    """By target: which kernels are to be chosen by measuring."""
 
 
 def prepare(model: Source | Graph | None, spec: SpecSource, only: Collection[str] = ()) -> Job:
@@ -51,12 +54,18 @@ def prepare(model: Source | Graph | None, spec: SpecSource, only: Collection[str
     """
     spec = read_spec(spec)
     check_order(spec.passes)
-    chosen = tuple(targets.resolve(entry.model_dump()) for entry in _chosen(spec.targets, only))
+    entries = _chosen(spec.targets, only)
+    chosen = tuple(targets.resolve(entry.model_dump()) for entry in entries)
     graph, source = _model(model, spec)
     name = spec.name or _name(graph, source)
     if spec.data.preprocess is not None and spec.data.preprocess.fold:
         graph = preprocess.prepend(graph, spec.data.preprocess)
-    return Job(spec, name, replace(graph, name=name), source, data_of(spec, graph), chosen)
+    tunings = {
+        entry.id: Tuning(entry.tune, spec.folder / entry.tuning)
+        for entry in entries
+        if isinstance(entry, Cpu) and entry.tune is not None
+    }
+    return Job(spec, name, replace(graph, name=name), source, data_of(spec, graph), chosen, tunings)
 
 
 def read_spec(spec: SpecSource) -> Spec:

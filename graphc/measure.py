@@ -44,9 +44,14 @@ OWN = "graphc"
 BEFORE = "onnxruntime"
 
 
-def measure(job: Job, done: Compressed, folder: Path, memory: Memory, progress: Progress) -> Report:
-    """The report of a build whose model and artifacts lie in `folder`."""
-    figures = [_Target(job, done.graph, folder / target.id, memory, progress).report() for target in job.targets]
+def measure(
+    job: Job, done: Compressed, folder: Path, memory: Memory, notes: Mapping[str, str], progress: Progress
+) -> Report:
+    """The report of a build whose model and artifacts lie in `folder`; `notes` say how kernels were tuned."""
+    figures = [
+        _Target(job, done.graph, folder / target.id, memory, notes[target.id], progress).report()
+        for target in job.targets
+    ]
     targets = tuple(target for target, _ in figures)
     before = next((latency for _, latency in figures if latency is not None), None)
     size = sum((folder / name).stat().st_size for name in (MODEL, MODEL_DATA) if (folder / name).exists())
@@ -72,6 +77,7 @@ class _Target:
     graph: Graph
     folder: Path
     memory: Memory
+    tuning: str
     progress: Progress
 
     def report(self) -> tuple[TargetReport, Latency | None]:
@@ -80,7 +86,7 @@ class _Target:
         if self._runs_here():
             quality = self._quality()
             after, before = self._latencies()
-        return _target_report(self._manifest, self.folder, self.graph, quality, after), before
+        return _target_report(self._manifest, self.folder, self.graph, quality, after, self.tuning), before
 
     def _runs_here(self) -> bool:
         try:
@@ -181,7 +187,7 @@ def latency_of(engine: str, threads: int, seconds: Sequence[float]) -> Latency:
 
 
 def _target_report(
-    manifest: Manifest, folder: Path, graph: Graph, quality: Quality | None, latency: Latency | None
+    manifest: Manifest, folder: Path, graph: Graph, quality: Quality | None, latency: Latency | None, tuning: str
 ) -> TargetReport:
     return TargetReport(
         id=folder.name,
@@ -194,6 +200,7 @@ def _target_report(
         quality=quality,
         latency=latency,
         weights=tuple(_stored(manifest, graph)),
+        tuning=tuning,
     )
 
 

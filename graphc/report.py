@@ -97,7 +97,7 @@ class StoredLayer(Record):
 class TargetReport(Record):
     """`flash`: bytes of code and weights. `ram`: bytes of the arena, and of the stack without an operating
     system. `quality`: of the artifact, where it runs. `weights`: layer by layer, the total last (without nodes), where
-    the target has them coded.
+    the target has them coded. `tuning` says which kernels were chosen by measuring, where the spec asks for it.
     """
 
     id: str
@@ -110,6 +110,7 @@ class TargetReport(Record):
     quality: Quality | None
     latency: Latency | None
     weights: tuple[StoredLayer, ...] = ()
+    tuning: str
 
 
 class Limit(Record):

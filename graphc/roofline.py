@@ -115,6 +115,6 @@ def _measured(folder: Path, x: np.typing.NDArray[np.float32], threads: int) -> R
     peaks: dict[str, dict[str, float]] = {}
     for label, (work, seconds) in best.items():
         if work.macs:
-            peaks.setdefault(work.arithmetic, {})[label.partition(" ")[2] or "multiply-add"] = work.macs / seconds
+            peaks.setdefault(work.arithmetic, {})[label.partition(" ")[2] or "fma"] = work.macs / seconds
     reads = [(work.data, work.data / seconds) for work, seconds in best.values() if not work.macs]
     return Roofline(threads, peaks, tuple(sorted(reads)))

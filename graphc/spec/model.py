@@ -198,6 +198,10 @@ class Cpu(Section):
     `winograd: off` keeps 3x3 convolutions of floats to the direct sum, which takes longer and rounds less (see
     `graphc.backends.winograd`: errors of at most 6e-6 of a layer's largest result with it). `compiler` is the C
     compiler to use.
+
+    `tune` measures a few ways to compute each kernel (`thorough`: more of them) where this machine runs the target's
+    code, and keeps the fastest in the file `tuning`, by default tuning.json beside the spec. What that file holds is
+    used without measuring, on any machine: commit it, and builds are repeatable.
     """
 
     cpu: CpuId
@@ -205,6 +209,8 @@ class Cpu(Section):
     weights: Storage = "plain"
     compiler: Compiler | None = None
     emit: Emit = "objects"
+    tune: Literal["quick", "thorough"] | None = None
+    tuning: Path = Path("tuning.json")
 
     @property
     def id(self) -> str:

@@ -1,0 +1,251 @@
+"""Choosing kernels by measuring them, and remembering what was chosen in a file that the user can commit.
+
+    distinct kernels of the graph -> candidates (graphc/backends/choices.py) -> built and timed here -> the fastest
+
+A database is JSON: per target and per kernel what was chosen, with its time and the cost model's. What it holds is not
+measured again, on any machine; what it lacks is measured where the target is the machine at hand, and is left to the
+cost model elsewhere. Given the database, a build is a function of it.
+"""
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from graphc.backends import toolchain
+from graphc.backends.build import build_program, integerized, lowered
+from graphc.backends.cache import Cache
+from graphc.backends.choices import BY_MODEL, RULES, Choice, Choices, candidates, kernel_id
+from graphc.backends.layout import channels_last
+from graphc.backends.targets import Target, resolve
+from graphc.backends.widen import widened
+from graphc.backends.worker import Server
+from graphc.errors import InputError, UnsupportedError
+from graphc.ir import Graph, Node
+from graphc.progress import Progress, silent
+from graphc.runner import Runner
+from graphc.samples import seeded
+
+Effort: TypeAlias = Literal["quick", "thorough"]
+Measure: TypeAlias = Callable[[Graph, Node, Sequence[Choice]], Sequence[float]]
+"""(graph, node, choices) -> seconds of the node's kernels with each choice."""
+
+FORMAT = 1
+GAIN = 0.03
+"""Part of its time that a choice must save to be preferred to the cost model's: less is noise."""
+SECONDS, FEWEST_RUNS = 0.2, 9
+"""How long the candidates of one kernel run, about, after one run that warms them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What a target of a spec asks for; `database` is where choices are kept."""
+
+    effort: Effort
+    database: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One kernel: what was chosen of how many candidates, its seconds, and those of the cost model's choice."""
+
+    choice: Choice
+    effort: Effort
+    seconds: float
+    by_model: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """Choices for a build, and a sentence about them for its report."""
+
+    choices: Choices
+    note: str
+
+
+class Database:
+    """The file. Entries of other targets stay as they are; those measured under other rules are left out."""
+
+    def __init__(self, path: Path) -> None:
+        """Read it where it exists. Raises InputError where it is no database."""
+        self.path = path
+        self._data: dict[str, Any] = {"format": FORMAT, "rules": RULES, "targets": {}}
+        if path.exists():
+            self._data = _read(path)
+
+    def entries(self, target: Target) -> dict[str, Entry]:
+        """Kernel -> what is known for the target."""
+        section = self._data["targets"].get(_target_id(target), {"kernels": {}})
+        try:
+            return {kernel: _entry(each) for kernel, each in section["kernels"].items()}
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                str(self.path), f"an entry is damaged: {error!r}.", "Restore or delete the file."
+            ) from error
+
+    def keep(self, target: Target, entries: Mapping[str, Entry]) -> None:
+        """Write the entries of a target, beside the file and renamed."""
+        kernels = {kernel: _data(entry) for kernel, entry in sorted(entries.items())}
+        self._data["targets"][_target_id(target)] = {"target": _described(target), "kernels": kernels}
+        beside = self.path.with_name(f".{self.path.name}.part")
+        beside.write_text(json.dumps(self._data, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        beside.replace(self.path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(str(path), f"is no tuning database: {error}.", "Restore or delete the file.") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("targets"), dict):
+        raise InputError(str(path), f"is no tuning database of format {FORMAT}.", "Restore or delete the file.")
+    return data if data.get("rules") == RULES else {"format": FORMAT, "rules": RULES, "targets": {}}
+
+
+def _described(target: Target) -> dict[str, Any]:
+    """What decides a kernel's code: not what the target is called, nor the C compiler."""
+    named = ("id", "compiler", "board", "library_ending", "archive_ending")
+    return {name: value for name, value in target.description().items() if name not in named}
+
+
+def _target_id(target: Target) -> str:
+    digest = hashlib.sha256(json.dumps(_described(target), sort_keys=True).encode()).hexdigest()
+    return f"{target.cpu} {digest[:12]}"
+
+
+def _entry(data: Mapping[str, Any]) -> Entry:
+    if data["effort"] not in ("quick", "thorough"):
+        raise ValueError(data["effort"])
+    return Entry(Choice(**data["choice"]), data["effort"], float(data["seconds"]), float(data["by_model"]))
+
+
+def _data(entry: Entry) -> dict[str, Any]:
+    times = {name: float(f"{getattr(entry, name):.4g}") for name in ("seconds", "by_model")}
+    return {"choice": entry.choice.data(), "effort": entry.effort, **times}
+
+
+def tuned(
+    graph: Graph, target: Target, tuning: Tuning | None, measure: Measure | None, progress: Progress = silent
+) -> Tuned:
+    """The choices for `graph`, none where nothing is asked for; `measure` is None where the target does not run here.
+
+    Raises InputError for a damaged database.
+    """
+    if tuning is None:
+        return Tuned({}, "")
+    from graphc.backends.decompose import decompose  # here, because few builds are tuned
+
+    laid_out = channels_last(widened(decompose(integerized(graph), kernels=True)))
+    database = Database(tuning.database)
+    entries = database.entries(target)
+    thorough = tuning.effort == "thorough"
+    kernels: dict[str, Node] = {}
+    options: dict[str, list[Choice]] = {}
+    for node in laid_out.nodes:
+        kernel = kernel_id(laid_out, node)
+        if kernel not in kernels and (found := candidates(laid_out, node, target, thorough)):
+            kernels[kernel], options[kernel] = node, found
+    missing = [k for k in kernels if k not in entries or (thorough and entries[k].effort == "quick")]
+    if measure is not None:
+        for position, kernel in enumerate(missing):
+            progress(f"tune {target.id}", position / len(missing))
+            seconds = measure(laid_out, kernels[kernel], options[kernel])
+            entries[kernel] = chosen(options[kernel], seconds, tuning.effort)
+            database.keep(target, entries)  # at once: an interrupted build goes on where it was
+        progress(f"tune {target.id}", 1.0)
+    choices = {
+        node.outputs[0]: entries[kernel].choice
+        for node in laid_out.nodes
+        if (kernel := kernel_id(laid_out, node)) in kernels and kernel in entries
+    }
+    return Tuned({k: v for k, v in choices.items() if v != BY_MODEL}, _note(kernels, missing, measure, tuning, target))
+
+
+def chosen(options: Sequence[Choice], seconds: Sequence[float], effort: Effort) -> Entry:
+    """The fastest; the cost model's, which comes first, unless another saves `GAIN` of its time."""
+    best = min(range(len(options)), key=lambda index: seconds[index])
+    best = best if seconds[best] < (1 - GAIN) * seconds[0] else 0
+    return Entry(options[best], effort, seconds[best], seconds[0])
+
+
+def _note(
+    kernels: Mapping[str, Node], missing: Sequence[str], measure: Measure | None, tuning: Tuning, target: Target
+) -> str:
+    known = f"{len(kernels) - len(missing)} of {len(kernels)} kernels chosen by {tuning.database.name}"
+    if not missing:
+        return known
+    if measure is not None:
+        return f"{known}, {len(missing)} measured now and added to it"
+    where = f"Build once with `tune: {tuning.effort}` on a machine that runs {target.id}, and keep the file."
+    return f"{known}; {len(missing)} left to the cost model: {target.id} does not run here. {where}"
+
+
+def runs_here(target: Target) -> bool:
+    """Whether this machine executes the target's code."""
+    try:
+        host = resolve({"cpu": "native"})
+    except UnsupportedError:
+        return False
+    return target.triple == host.triple and target.instructions <= host.instructions
+
+
+def timer(target: Target, server: Server, cache: Cache) -> Measure | None:
+    """Measures on this machine with one thread; None for a target that does not run here."""
+    if not runs_here(target):
+        return None
+
+    def measure(graph: Graph, node: Node, choices: Sequence[Choice]) -> Sequence[float]:
+        copies, by_result = copied(graph, node, [BY_MODEL, *choices])  # the first one finds nothing in the caches
+        program = lowered(copies, target, server, by_result)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "tune"
+            build_program(program, target, folder, server, cache, toolchain.find(target.triple, cache.folder))
+            with Runner(folder) as runner:
+                return _seconds(runner, copies)[1:]
+
+    return measure
+
+
+def copied(graph: Graph, node: Node, choices: Sequence[Choice]) -> tuple[Graph, Choices]:
+    """A graph of one copy of `node` per choice, all on the same inputs."""
+    inputs = tuple(dict.fromkeys(name for name in node.reads if name not in graph.constants))
+    results = [tuple(f"{name}.{index}" if name else "" for name in node.outputs) for index in range(len(choices))]
+    nodes = tuple(
+        Node(node.op, node.inputs, outputs, node.attributes, f"candidate {index}", node.domain)
+        for index, outputs in enumerate(results)
+    )
+    constants = {name: graph.constants[name] for name in node.reads if name in graph.constants}
+    types = {name: graph.types[name] for name in (*inputs, *constants)}
+    for outputs in results:
+        types |= {new: graph.types[old] for old, new in zip(node.outputs, outputs, strict=True) if new}
+    made = tuple(name for outputs in results for name in outputs if name)
+    by_result = {outputs[0]: choice for outputs, choice in zip(results, choices, strict=True)}
+    return Graph("tune", inputs, made, nodes, types, constants), by_result
+
+
+def _seconds(runner: Runner, copies: Graph) -> list[float]:
+    """The least seconds that each copy's kernels take together; copies run in turns, so they drift together.
+
+    Choices that come to the same kernels share the least of their times: they differ by noise alone.
+    """
+    feeds = seeded({name: copies.types[name] for name in copies.inputs}, 1).feeds[0]
+    given = [np.require(feeds[tensor.name], requirements=("C", "A")) for tensor in runner.inputs]
+    runner.profile(*given)
+    runs: list[list[int]] = []
+    end = time.perf_counter() + SECONDS
+    while len(runs) < FEWEST_RUNS or time.perf_counter() < end:
+        runs.append(runner.profile(*given))
+    steps = runner.manifest.steps
+    of_copy = [[i for i, step in enumerate(steps) if node.name in step.nodes] for node in copies.nodes]
+    kernels = [tuple(steps[i].kernel for i in own) for own in of_copy]
+    least: dict[tuple[str, ...], float] = {}
+    for made, own in zip(kernels, of_copy, strict=True):
+        seconds = min(sum(run[i] for i in own) for run in runs) * 1e-9
+        least[made] = min(seconds, least.get(made, seconds))
+    return [least[made] for made in kernels]
