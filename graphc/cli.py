@@ -151,20 +151,20 @@ def run(
 @app.command()
 def verify(
     artifact: Artifact,
-    sparsity: Annotated[
-        str, typer.Option("--sparsity", metavar="SHARES", help="Shares to prune, such as 0,0.3,0.5; else the spec's.")
-    ] = "",
     samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Inputs to compare on.")] = 16,
     threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads to run on.")] = 1,
+    accuracy: Annotated[
+        int, typer.Option("--accuracy", metavar="N", min=0, help="Measure the spec's metric too, on N samples.")
+    ] = 0,
     json: Json = False,
 ) -> None:
-    """Compare an artifact with its model, value by value.
+    """Compare an artifact with its model, value by value; code for another processor runs in an emulator.
 
     Where they differ, name the first node whose result does, and exit with 4.
     """
     from graphc.cli_artifact import verify_artifact
 
-    verify_artifact(artifact, samples, threads, json)
+    verify_artifact(artifact, samples, threads, accuracy, json)
 
 
 @app.command()

@@ -58,8 +58,9 @@ def _file_name(output: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in output).lstrip(".") or "output"
 
 
-def verify_artifact(folder: Path, samples: int, threads: int, as_json: bool) -> None:
+def verify_artifact(folder: Path, samples: int, threads: int, accuracy: int, as_json: bool) -> None:
     """Compare, print, and raise VerificationError, with the first node that differs, where they do not agree."""
+    from graphc.accuracy import accuracy_of
     from graphc.backends.cache import Cache
     from graphc.diverge import first_divergence
     from graphc.verify import compare_subject, subject
@@ -68,8 +69,10 @@ def verify_artifact(folder: Path, samples: int, threads: int, as_json: bool) -> 
         found = subject(folder, samples)
         result = compare_subject(found, threads, progress)
         where = "" if result.agrees else str(first_divergence(found, Cache(), progress))
+        judged = accuracy_of(folder, accuracy, threads, progress) if accuracy else None
     if as_json:
-        line_out(json.dumps({"agrees": result.agrees, **asdict(result), "divergence": where or None}, indent=1))
+        figures = {"agrees": result.agrees, **asdict(result), "divergence": where or None}
+        line_out(json.dumps({**figures, "accuracy": asdict(judged) if judged else None}, indent=1))
     else:
         rows = [
             (
@@ -84,6 +87,8 @@ def verify_artifact(folder: Path, samples: int, threads: int, as_json: bool) -> 
         ]
         line_out(f"on {result.inputs}; {result.integer_nodes} nodes in integers")
         table(("output", "must agree to", "elements", "differ", "largest error", ""), rows, "<<>>><")
+        if judged is not None:
+            line_out(f"{judged.metric} {judged.value:.4g}{judged.unit} on {judged.samples} samples")
     if not result.agrees:
         names = ", ".join(c.name for c in result.outputs if not c.agrees)
         raise VerificationError(str(folder), f"differs from its model in {names}: {where}")

@@ -15,7 +15,7 @@ from graphc.errors import InputError
 from graphc.ir import Array, Graph, TensorType
 from graphc.report import Report, read_report
 from graphc.sources import SEED, random_array
-from graphc.spec.model import Data
+from graphc.spec.model import Calibration, Data
 from graphc.staging import MODEL
 
 
@@ -55,15 +55,23 @@ def inputs_for(folder: Path, model: Graph, count: int) -> Inputs:
     return Inputs(feeds, f"{_inputs(len(feeds))} of {dataset.label}")
 
 
-def _dataset(report: Report, types: Mapping[str, TensorType]) -> Dataset | None:
-    """The evaluation data of a build, else its calibration data, for a model with these inputs."""
+def data_section(report: Report) -> Data:
+    """The data section of the spec that a build was made from. Raises InputError where it was altered."""
     try:
-        data = Data.model_validate(report.spec.get("data", {}))
+        return Data.model_validate(report.spec.get("data", {}))
     except ValidationError as error:
         raise InputError("report.json", "its data section was altered.", "Build again.") from error
+
+
+def _dataset(report: Report, types: Mapping[str, TensorType]) -> Dataset | None:
+    """The evaluation data of a build, else its calibration data, for a model with these inputs."""
+    data = data_section(report)
     section = data.evaluation or data.calibration
-    if section is None:
-        return None
+    return dataset_of(report, data, section, types) if section is not None else None
+
+
+def dataset_of(report: Report, data: Data, section: Calibration, types: Mapping[str, TensorType]) -> Dataset:
+    """A section of a build's data for its model, whose inputs have these types; samples are the original model's."""
     outside = {name: TensorType(np.dtype(report.types[name]), kind.shape) for name, kind in types.items()}
     return Dataset(section, outside, data.preprocess)
 

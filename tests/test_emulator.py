@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import graphc
+from graphc.accuracy import accuracy_of
 from graphc.backends.targets import resolve
 from graphc.compile import Build
 from graphc.emulator import Emulated, emulates, find_emulator, open_anywhere
@@ -93,3 +94,13 @@ def test_only_other_linux_processors_are_emulated(build: Build) -> None:
     assert emulates(resolve({"cpu": "cortex-a9"})) and not emulates(resolve({"cpu": "cortex-m4"}))
     with pytest.raises(UnsupportedError, match="do not run under QEMU's user mode"):
         Emulated(build.artifact("native"))
+
+
+def test_the_spec_of_the_raspberry_pi_builds_verifies_and_is_as_good_as_here(tmp_path: Path) -> None:
+    build = graphc.compile(None, Path(__file__).parent.parent / "specs" / "raspberry-pi-4.yaml", out=tmp_path)
+    board = build.artifact("raspberry-pi-4")
+    found = verify(board, samples=4)
+    assert found.agrees and found.integer_nodes >= 7
+    judged = accuracy_of(board, 200, threads=2)
+    assert (judged.metric, judged.unit, judged.samples) == ("top1", "%", 200)
+    assert judged.value >= 99.0

@@ -111,6 +111,7 @@ HEAVY = ("tvm", "onnx", "onnxruntime", "pydantic", "networkx", "yaml", "typer", 
     ("statement", "absent"),
     [
         ("import graphc", HEAVY),
+        ("import graphc.runner", HEAVY),  # a board's Python has numpy and nothing else
         ("import graphc; graphc.open", ("tvm", "onnx", "onnxruntime", "networkx", "yaml", "typer", "rich")),
         ("import graphc.spec, graphc.backends.x86", ("tvm", "typer", "rich", "torch", "openvino")),
         ("import graphc.compile", ("tvm", "torch", "openvino")),
