@@ -12,6 +12,7 @@ from graphc.ir import Edit, Graph
 from graphc.job import Job, prepare
 from graphc.memory import Forgetful
 from graphc.passes.protocol import Context, Pass
+from graphc.passes.prune import Prune
 from graphc.pipeline import Data, run
 from graphc.quality import Difference
 from tests import small
@@ -48,6 +49,16 @@ def test_each_step_is_measured_against_the_model(job: Job) -> None:
     assert done.steps[2].bytes < done.steps[1].bytes
     assert done.steps[2].options["weights"] == "int8"
     assert done.graph.outputs == job.model.outputs
+
+
+def test_a_step_shows_what_it_could_have_come_to(job: Job) -> None:
+    options = {"pattern": "channels", "method": "reconstruction", "sparsity": 0.5, "repair": "least_squares"}
+    passes = (job.spec.passes[0], Prune.model_validate(options))
+    step = run(job.model, passes, job.data, Forgetful()).steps[2]
+    bare = step.compared["without repair"]
+    assert step.quality is not None and step.quality.sqnr is not None and bare.sqnr is not None
+    assert step.quality.sqnr > bare.sqnr
+    assert [(note.operator, dict(note.figures)) for note in step.notes] == [("Conv", {"before": 256, "after": 128})]
 
 
 def test_without_evaluation_data_the_calibration_data_serves(job: Job) -> None:

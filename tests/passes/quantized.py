@@ -20,9 +20,9 @@ RNG = np.random.default_rng(0)
 START = RNG.bit_generator.state
 
 
-def model(signature: str, body: str, **weights: Array) -> Graph:
+def model(signature: str, body: str, opset: int = 21, **weights: Array) -> Graph:
     """A graph from ONNX text; `weights` become its constants."""
-    text = f'<ir_version: 10, opset_import: ["" : 21]>\ng {signature}\n{{\n{body}\n}}'
+    text = f'<ir_version: 10, opset_import: ["" : {opset}]>\ng {signature}\n{{\n{body}\n}}'
     proto = parser.parse_model(text)
     proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
     return load(proto)

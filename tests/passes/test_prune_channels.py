@@ -215,3 +215,46 @@ def test_gradients_that_do_not_fit(tmp_path: Path) -> None:
     np.savez(path, w1=normal(3, 3))
     with pytest.raises(InputError, match=r"expected gradients \[16, 3, 3, 3\].* of 'w1', got \[3, 3\]"):
         pruned(chain(), method="taylor", sparsity=0.5, gradients=path)
+
+
+def test_heads_leave_an_attention() -> None:
+    """Two of four heads go, the shapes of the Reshapes with them; repair keeps most of what they did."""
+    body = """
+        q = MatMul (x, wq)
+        qs = Reshape (q, split)
+        qt = Transpose <perm = [0,2,1,3]> (qs)
+        k = MatMul (x, wk)
+        ks = Reshape (k, split)
+        kt = Transpose <perm = [0,2,3,1]> (ks)
+        v = MatMul (x, wv)
+        vs = Reshape (v, split)
+        vt = Transpose <perm = [0,2,1,3]> (vs)
+        scores = MatMul (qt, kt)
+        p = Softmax <axis = -1> (scores)
+        m = MatMul (p, vt)
+        mt = Transpose <perm = [0,2,1,3]> (m)
+        flat = Reshape (mt, joined)
+        y = MatMul (flat, wo)
+    """
+    weights = {name: 0.2 * normal(16, 16) for name in ("wq", "wk", "wv", "wo")}
+    shapes = {"split": np.array([1, 6, 4, 4]), "joined": np.array([1, 6, 16])}
+    graph = model("(float[1,6,16] x) => (float[1,6,16] y)", body, **weights, **shapes)
+    after, context = pruned(graph, pattern="heads", method="reconstruction", sparsity=0.5, repair="least_squares")
+    assert [after.constants[name].shape for name in ("wq", "wk", "wv", "wo")] == [(16, 8)] * 3 + [(8, 16)]
+    assert error(graph, after) < error(graph, context.compared["without repair"])
+
+
+def test_rounding_to_the_targets_vectors() -> None:
+    graph = chain()
+    made = step(sparsity=0.4, round_to="auto")
+    after = made.apply(graph, Context(lanes=4))
+    assert channels(after) == [8, 16, 5]
+
+
+def test_a_pruned_graph_is_quantized_like_any_other() -> None:
+    graph = chain()
+    after, _ = pruned(graph, method="hessian", macs=0.6, repair="least_squares")
+    quantize = Quantize.model_validate({"weights": "int8", "activations": "uint8", "calibrate": "minmax"})
+    integers = quantize.apply(after, Context(calibrate(after, quantize.observes(after), feeds(after))))
+    check(integers)
+    assert error(after, integers) < 1e-3
