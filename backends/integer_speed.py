@@ -7,49 +7,69 @@ what a build decides never depends on the machine that builds, or on how busy it
 Measured on a server core of 2023, one thread: best of 12 runs, kernels alone, uint8 activations and int8 weights.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
+from graphc.backends import winograd
 from graphc.backends.targets import Target
 from graphc.ir.graph import Graph, Node
+from graphc.passes.protocol import Slower
 
 SPEED: Mapping[str, Mapping[str, float]] = {
     "grouped convolution": {"vnni": 0.56, "avx2": 0.55, "sse": 0.47},
     "3x3 convolution": {"avx2": 0.64, "sse": 0.86},
+    "decoded 3x3 convolution": {"vnni": 0.60, "avx2": 0.46},
     "product of activations": {"vnni": 0.92, "avx2": 0.72},
 }
 """Kind -> how fast its integer code is beside its float code, by what the target multiplies 8-bit integers with.
 
 Grouped: 64 channels in 8 groups, 3x3, 28x28 (no dot product: one product at a time). 3x3 of stride 1: 16 channels on
-32x32 (64 on 28x28: 0.41 and 0.53), where floats have Winograd's algorithm. Activations: 8 products of 64x32 and 32x64
+32x32 (64 on 28x28: 0.41 and 0.53), and only where floats take Winograd's algorithm (winograd.py decides by its model of
+cycles: not where a stream of weights bounds them). Decoded, weights alone are integers: 128 channels on 28x28 (512 on
+7x7, where floats have the direct sum too: 1.42). Activations: 8 products of 64x32 and 32x64
 (one operand is packed at every run, as 16 bits). Depthwise and 1x1 convolutions and constant weights of products gain.
 """
 
 
-def slower_on(targets: Sequence[Target]) -> Callable[[Graph, Node], str]:
-    """For a node: why its integer code does not pay on these targets, or the empty string."""
+def slower_on(targets: Sequence[Target]) -> Slower:
+    """For a node: why integers do not pay on these targets, or the empty string. `decoded`: its weights alone are."""
     return partial(_reason, targets)
 
 
-def _reason(targets: Sequence[Target], graph: Graph, node: Node) -> str:
-    ratios = SPEED.get(_kind(graph, node), {})
-    slow = [(ratios[found], target.id) for target in targets if (found := _unit(target)) in ratios]
-    if not slow:
+def _reason(targets: Sequence[Target], graph: Graph, node: Node, decoded: bool = False) -> str:
+    ratios = [(ratio, target.id) for target in targets if (ratio := _ratio(target, graph, node, decoded)) is not None]
+    if not ratios:
         return ""
-    ratio, target = min(slow)
+    ratio, target = min(ratios)
     return f"its integer code has {ratio:.2f}x the speed of its float code on {target}"
 
 
-def _kind(graph: Graph, node: Node) -> str:
+def _ratio(target: Target, graph: Graph, node: Node, decoded: bool) -> float | None:
+    """The speed of integer code beside float code; None where it is not known to be lower."""
+    return SPEED.get(_kind(target, graph, node, decoded), {}).get(_unit(target))
+
+
+def _kind(target: Target, graph: Graph, node: Node, decoded: bool) -> str:
     if node.op == "MatMul" and all(name not in graph.constants for name in node.inputs):
         return "product of activations"
     if node.op != "Conv":
         return ""
     groups, kernel = node.get_int("group", 1), graph.types[node.inputs[1]].dims
     if groups > 1:
-        return "grouped convolution" if kernel[1] > 1 else ""
+        return "grouped convolution" if kernel[1] > 1 and not decoded else ""
+    if not _has_winograd(target, graph, node, kernel):
+        return ""
+    return "decoded 3x3 convolution" if decoded else "3x3 convolution"
+
+
+def _has_winograd(target: Target, graph: Graph, node: Node, kernel: Sequence[int]) -> bool:
+    """Whether the float code of a convolution of one group is Winograd's filtering."""
     plain = all(step == 1 for key in ("strides", "dilations") for step in node.get_ints(key))
-    return "3x3 convolution" if kernel[2:] == (3, 3) and plain else ""
+    result = graph.types[node.outputs[0]]
+    if kernel[2:] != (winograd.KERNEL,) * 2 or not plain or not result.is_static:
+        return False
+    batch, filters, *output = result.dims
+    return winograd.choose(target, batch, output, kernel[1], filters) is not None
 
 
 def _unit(target: Target) -> str:

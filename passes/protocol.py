@@ -166,10 +166,10 @@ def _silent(_message: str, _fraction: float) -> None:
 LANES = 16
 """Floats in a vector where no target says otherwise: 512 bits."""
 
-Slower = Callable[[Graph, Node], str]
+Slower = Callable[[Graph, Node, bool], str]
 
 
-def never(_graph: Graph, _node: Node) -> str:
+def never(_graph: Graph, _node: Node, _decoded: bool) -> str:
     """No targets, or none that matters."""
     return ""
 
@@ -178,8 +178,9 @@ def never(_graph: Graph, _node: Node) -> str:
 class Context:
     """What a pass is given beside the graph, and where it leaves its remarks. One context serves one step.
 
-    `progress(message, fraction)` may be called as often as liked, with 0 <= fraction <= 1. `slower(graph, node)` says
-    why the integer code of a node does not pay on the targets that are built for; nothing where it does. `lanes`:
+    `progress(message, fraction)` may be called as often as liked, with 0 <= fraction <= 1. `slower(graph, node,
+    decoded)` says why the integer code of a node (`decoded`: with float activations) does not pay on the targets that
+    are built for; nothing where it does. `lanes`:
     floats in the widest vector of those targets.
     """
 

@@ -17,8 +17,9 @@
   are not integers. `io` makes the model's own inputs and outputs integers; their scales are on the DequantizeLinear
   (QuantizeLinear) beside them.
 
-With `never_slower`, a node whose integer code is known to be slower than its float code on a target of the spec stays
-float (backends/integer_speed.py), whatever the other targets are: all of them compute the same integers.
+A node whose integer code is known to be slower than its float code on a target of the spec stays float
+(backends/integer_speed.py), whatever the other targets are: all of them compute the same integers. With
+`never_slower: false` it becomes integers all the same; with `true` weights alone, which are for size, stay floats too.
 
 The result is a model that onnxruntime runs as it is. Mathematics: quantize_schemes.py; operators:
 quantize_operators.py; what becomes a unit: quantize_plan.py.
@@ -53,10 +54,12 @@ Activations = Literal["int8", "uint8", "int16", "none"]
 Weights = Literal["int8", "uint8", "int4", "uint4", "int2", "uint2", "fp16", "bf16", "none"]
 
 
-def _slower(graph: Graph, decided: Plan, context: Context) -> dict[Node, str]:
-    """Nodes whose integer code does not pay on the targets, with the reason."""
-    reasons = {unit: context.slower(graph, unit.anchor) for unit in decided.units}
-    return {node: reason for unit, reason in reasons.items() if reason for node in unit.nodes}
+def _slower(graph: Graph, decided: Plan, context: Context, decoded: bool) -> dict[Node, str]:
+    """Nodes whose integer code does not pay on the targets, with the reason; `decoded`: and nodes of weights alone."""
+    reasons = {unit: context.slower(graph, unit.anchor, False) for unit in decided.units}
+    found = {node: reason for unit, reason in reasons.items() if reason for node in unit.nodes}
+    alone = ((node, context.slower(graph, node, True)) for node in decided.weight_only if decoded)
+    return {**found, **{node: reason for node, reason in alone if reason}}
 
 
 def _tried(step: "Quantize", graph: Graph, context: Context, way: Way) -> Graph:
@@ -99,8 +102,12 @@ class Quantize(Pass):
         False
     )
     never_slower: Annotated[
-        bool, Field(description="nodes whose integer code is slower than float code on a target stay float, and large")
-    ] = False
+        bool | None,
+        Field(
+            description="nodes whose integer code is slower than float code on a target stay float; unsaid: not where"
+            " weights alone are integers, which is for size"
+        ),
+    ] = None
     io: Annotated[Literal["float", "int8", "uint8"], Field(description="type of the model's inputs, outputs")] = "float"
 
     @model_validator(mode="after")
@@ -178,7 +185,8 @@ class Quantize(Pass):
         grids = Grids(graph, self, options, context.statistics)
         decided = plan(graph, options, borders)
         refused = {**grids.crushed(decided), **grids.wide(decided), **grids.constant(decided)}
-        refused.update(_slower(graph, decided, context) if self.never_slower else {})
+        if self.never_slower is not False:
+            refused.update(_slower(graph, decided, context, bool(self.never_slower)))
         if refused:
             decided = plan(graph, options, borders, refused)
         for node in graph.nodes:

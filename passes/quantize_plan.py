@@ -112,7 +112,7 @@ def plan(
             candidates[node] = found
     units = _Grouping(graph, candidates, skipped).units()
     units = _regions(_without_islands(graph, units, skipped), skipped)
-    alone = [node for node in skipped if _weight_alone(graph, node, options[node])]
+    alone = [node for node in skipped if node not in refused and _weight_alone(graph, node, options[node])]
     beyond = {node: reason for node in alone if (reason := _beyond(graph, node, options[node].weights))}
     skipped.update(beyond)
     weight_only = tuple(node for node in alone if node not in beyond)

@@ -25,7 +25,7 @@ def grouped() -> Graph:
 
 
 def quantized_for(graph: Graph, *on: targets.Target) -> tuple[Graph, dict[str, str]]:
-    step = Quantize.model_validate({**STATIC, "never_slower": True})
+    step = Quantize.model_validate(STATIC)
     context = Context(calibrate(graph, step.observes(graph), feeds_of(graph)), slower=slower_on(on))
     return step.apply(graph, context), {skip.node: skip.reason for skip in context.skips}
 
@@ -45,16 +45,32 @@ def test_without_targets_everything_becomes_integers() -> None:
     assert "v_quantized" in after.constants
 
 
+def convolution(channels: int, side: int) -> Graph:
+    body = "[plain] y = Conv <pads = [1,1,1,1]> (x, w)"
+    signature = f"(float[1,{channels},{side},{side}] x) => (float[1,{channels},{side},{side}] y)"
+    return model(signature, body, w=normal(channels, channels, 3, 3))
+
+
 def test_where_floats_have_winograd_and_integers_no_dot_product_they_win() -> None:
-    graph = model("(float[1,4,8,8] x) => (float[1,4,6,6] y)", "[plain] y = Conv (x, w)", w=normal(4, 4, 3, 3))
-    assert quantized_for(graph, V3)[1] == {
-        "plain": "its integer code has 0.64x the speed of its float code on x86-64-v3"
-    }
+    reason = "its integer code has 0.64x the speed of its float code on x86-64-v3"
+    assert quantized_for(convolution(16, 16), V3)[1] == {"plain": reason}
+    direct = targets.resolve({"cpu": "x86-64-v3", "winograd": False})
+    assert quantized_for(convolution(16, 16), direct)[1] == {}
 
 
-def test_it_must_be_asked_for() -> None:
+def test_weights_alone_stay_integers_unless_speed_is_asked_for() -> None:
+    for asked, reasons in ((None, {}), (True, {"plain": "0.46x"})):
+        step = Quantize(weights="int8", activations="none", never_slower=asked)
+        context = Context(slower=slower_on([V3]))
+        after = step.apply(convolution(128, 28), context)
+        assert ("w" in after.constants) == bool(asked)
+        told = {skip.node: skip.reason for skip in context.skips if "speed" in skip.reason}
+        assert told.keys() == reasons.keys() and all(reasons[node] in told[node] for node in told)
+
+
+def test_it_can_be_switched_off() -> None:
     graph = grouped()
-    step = Quantize.model_validate(STATIC)
+    step = Quantize.model_validate({**STATIC, "never_slower": False})
     context = Context(calibrate(graph, step.observes(graph), feeds_of(graph)), slower=slower_on([V2]))
     step.apply(graph, context)
     assert context.skips == []

@@ -22,7 +22,8 @@ import graphc
 
 Array = npt.NDArray[np.generic]
 Run = Callable[[Array], Array]
-QUANTIZED = {"kind": "quantize", "weights": "int8", "activations": "uint8"}
+QUANTIZED = {"kind": "quantize", "weights": "int8", "activations": "uint8", "never_slower": False}
+"""All that can be integers, slow or not: this is about accuracy."""
 
 
 @dataclass(frozen=True)
