@@ -25,6 +25,7 @@ from graphc.backends.decode import Decoder
 from graphc.backends.dot import DOTS, dot_product
 from graphc.backends.dot import Kind as DotKind
 from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
+from graphc.backends.statements import wide
 from graphc.backends.tiles import SMALL, winograd_block
 from graphc.backends.window import Window, window
 from graphc.backends.winograd import KERNEL, choose, cycles
@@ -107,7 +108,7 @@ class Convolution:
 
 
 def convolution(state: Lowering, node: Node, weights: np.dtype[Any] | None = None) -> Convolution:
-    """The geometry of a channels-last Conv node with weights (O, I / groups, *K), of type `weights` where integer."""
+    """The geometry of a channels-last Conv node with weights (O, I / groups, *K), of type `weights` if no float32."""
     _, *size, channels = state.type(node.inputs[0]).dims
     _, *output, filters = state.type(node.outputs[0]).dims
     kernel = state.type(node.inputs[1]).dims[2:]
@@ -116,10 +117,11 @@ def convolution(state: Lowering, node: Node, weights: np.dtype[Any] | None = Non
     span = window(node, size, output, kernel)
     dot, choice = DOTS["plain"], state.choice(node)
     if weights is not None and kind == "dense":
+        codes = weights == np.dtype(np.uint16)
         inputs = -(-channels // 4) * 4
         depth = inputs * kernel[-1] if span.dilations[-1] == 1 else inputs
         together = prod(output) if prod(span.strides) == 1 else output[-1]
-        dot = dot_product(state.target, weights, depth, together, choice.dot)
+        dot = DOTS["amx_bf16"] if codes else dot_product(state.target, weights, depth, together, choice.dot)
     return Convolution(
         kind,
         span,
@@ -211,7 +213,7 @@ def accumulate(
     attributes = {"graphc.anchor": conv.description(int(n), shift, int(pad_value.value), described(weights))}
 
     def shifted(value: Any) -> Any:
-        return value.astype(dtype) + tirx.const(shift, dtype) if shift else value.astype(dtype)
+        return wide(value, dtype) + tirx.const(shift, dtype) if shift else wide(value, dtype)
 
     if conv.kind == "depthwise":
         multiplier = conv.filters // conv.channels

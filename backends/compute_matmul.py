@@ -18,6 +18,7 @@ from graphc.backends.cycles import Contraction, direct
 from graphc.backends.decode import Decoder
 from graphc.backends.dot import Kind as DotKind
 from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
+from graphc.backends.statements import wide
 from graphc.ir import Array, Node
 
 
@@ -131,11 +132,11 @@ def accumulate(
             left = left + tirx.const(shift, dtype) if shift else left
             return te.sum(left * b.weight(i[rank + 1], tirx.const(0), inner, i[rank + 2], dtype), axis=inner)
         row = (k, i[rank]) if transposed_a else (i[rank], k)
-        left = a[(*batch_of(a, 2, i), *row)].astype(dtype)
+        left = wide(a[(*batch_of(a, 2, i), *row)], dtype)
         if isinstance(b, Decoder):
             return te.sum(left * b(i[rank + 1], tirx.const(0), k, i[rank + 2]), axis=k)
         place = (k, i[rank + 2]) if product.step == 1 else (k // product.step, i[rank + 2], k % product.step)
-        right = b[(*batch_of(b, 3 if product.step == 1 else 4, i), i[rank + 1], *place)].astype(dtype)
+        right = wide(b[(*batch_of(b, 3 if product.step == 1 else 4, i), i[rank + 1], *place)], dtype)
         left = left + tirx.const(shift, dtype) if shift else left
         return te.sum(left * right, axis=k)
 
@@ -258,7 +259,6 @@ def gemm(state: Lowering, node: Node) -> Sequence[Any]:
     choice = state.choice(node)
     product = Product((), rows, inner, columns, choice.block(state.target, columns), tile=choice.tile)
     dtype = state.type(node.outputs[0]).dtype.name
-    alpha, beta = node.get_float("alpha", 1.0), node.get_float("beta", 1.0)
     product, right, reader = right_operand(state, node, product, transposed_b)
     operands = [state.value(node.inputs[0]), *right]
     if len(node.inputs) > 2 and node.inputs[2]:
@@ -266,17 +266,22 @@ def gemm(state: Lowering, node: Node) -> Sequence[Any]:
 
     def define(x: te.Tensor, *rest: te.Tensor) -> te.Tensor:
         w, c = rest[: len(right)], rest[len(right) :]
-        acc = accumulate(product, x, reader(w), dtype, transposed_a)
-
-        def element(*i: Any) -> Any:
-            value = sum_at(product, acc, i)
-            value = value if alpha == 1.0 else value * tirx.const(alpha, dtype)
-            if not c:
-                return value
-            own = i[2 - len(c[0].shape) :]
-            bias = c[0][tuple(0 if int(d) == 1 else p for d, p in zip(c[0].shape, own, strict=True))]
-            return value + (bias if beta == 1.0 else bias * tirx.const(beta, dtype))
-
-        return te.compute((rows, columns), element, name="out")
+        return scaled_sum(node, product, accumulate(product, x, reader(w), dtype, transposed_a), c)
 
     return [state.emit(define, *operands, name="gemm", pattern=OUT_FUSIBLE)]
+
+
+def scaled_sum(node: Node, product: Product, acc: te.Tensor, c: Sequence[te.Tensor]) -> te.Tensor:
+    """alpha * acc + beta * c of a Gemm; c broadcasts, where there is one."""
+    alpha, beta, dtype = node.get_float("alpha", 1.0), node.get_float("beta", 1.0), acc.dtype
+
+    def element(*i: Any) -> Any:
+        value = sum_at(product, acc, i)
+        value = value if alpha == 1.0 else value * tirx.const(alpha, dtype)
+        if not c:
+            return value
+        own = i[2 - len(c[0].shape) :]
+        bias = c[0][tuple(0 if int(d) == 1 else p for d, p in zip(c[0].shape, own, strict=True))]
+        return value + (bias if beta == 1.0 else bias * tirx.const(beta, dtype))
+
+    return te.compute((product.rows, product.columns), element, name="out")

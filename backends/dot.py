@@ -8,6 +8,10 @@ usdot   4 x uint8 or int8 * int8 -> int32 (Arm with FEAT_I8MM)
 mlal    1 x int16 * int16 -> int32 (Arm): 8-bit operands are widened
 plain   one product at a time in int32
 
+Where products of bfloat16 are asked for (`narrow`), operands are its codes, 16 bits each:
+
+amx_bf16  16 x 32 times 32 x 16 into 16 x 16 float32
+
 Cortex-M gathers all that an output sums into one run of bytes first (`columns`), so that one loop adds it up:
 
 smlad     2 x int16 * int16 -> int32 per instruction; four bytes of weights are widened by two more
@@ -23,7 +27,7 @@ import numpy as np
 from graphc.backends.targets import Target
 from graphc.backends.tiles import AMX_CHANNELS, amx_depth, channel_block, columns_tile
 
-Kind = Literal["amx", "vnni", "madd", "sdot", "usdot", "mlal", "plain", "smlad", "vmladava", "mla"]
+Kind = Literal["amx", "amx_bf16", "vnni", "madd", "sdot", "usdot", "mlal", "plain", "smlad", "vmladava", "mla"]
 
 FEWEST_BYTES, FEWEST_COLUMNS = 24, 4
 """Tiles with less depth or fewer output columns than this waste more of the unit than vectors would."""
@@ -38,6 +42,11 @@ class Dot:
     weights: np.dtype[Any]
     columns: bool = False
     """Whether the taps and channels of a sum are one depth, gathered for each output position."""
+
+    @property
+    def tiled(self) -> bool:
+        """Whether matrix tiles multiply."""
+        return self.kind in ("amx", "amx_bf16")
 
     @staticmethod
     def of(kind: Kind) -> "Dot":
@@ -54,11 +63,12 @@ class Dot:
         """Output channels that lie next to each other in packed weights; a matrix tile lies in one piece."""
         if self.columns:
             return columns_tile(self.kind, positions, channels)[1]
-        return AMX_CHANNELS if self.kind == "amx" else channel_block(target, channels)
+        return AMX_CHANNELS if self.tiled else channel_block(target, channels)
 
 
 DOTS: dict[Kind, Dot] = {
     "amx": Dot("amx", 4, np.dtype(np.int8)),
+    "amx_bf16": Dot("amx_bf16", 2, np.dtype(np.uint16)),
     "vnni": Dot("vnni", 4, np.dtype(np.int8)),
     "madd": Dot("madd", 2, np.dtype(np.int16)),
     "sdot": Dot("sdot", 4, np.dtype(np.int8)),
@@ -81,8 +91,7 @@ def dot_product(target: Target, weights: np.dtype[Any], depth: int, columns: int
     positions lie in a row. `chosen` decides among those that the target has for such weights.
     """
     if weights == np.dtype(np.int8) and target.has("avx512_vnni"):
-        fits = amx_depth(depth) >= FEWEST_BYTES and columns >= FEWEST_COLUMNS
-        fits = amx_depth(depth) > 0 if chosen == "amx" else fits and chosen != "vnni"
+        fits = amx_depth(depth) > 0 if chosen == "amx" else tiles_fit(depth, columns) and chosen != "vnni"
         return DOTS["amx"] if target.has("amx_int8") and fits else DOTS["vnni"]
     if weights == np.dtype(np.int8) and target.family == "cortex_m":
         return DOTS["vmladava" if target.has("mve") else "smlad" if target.has("dsp") else "mla"]
@@ -111,3 +120,8 @@ def weight_registers(target: Target, dot: Dot, block: int) -> int:
     """Registers that the weights of those steps take, for a block of output channels."""
     bits = 32 if dot.kind == "plain" else dot.step * dot.weights.itemsize * 8
     return max(1, steps_in_load(target, dot) * block * bits // target.vector_bits)
+
+
+def tiles_fit(depth: int, columns: int) -> bool:
+    """Whether matrix tiles pay for so many bytes of depth and output columns in a row."""
+    return amx_depth(depth) >= FEWEST_BYTES and columns >= FEWEST_COLUMNS

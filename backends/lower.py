@@ -1,6 +1,7 @@
 """From a graph to a program, in the compile server.
 
-Graph -> 16-bit floats widened -> channels last -> Relax -> fused PrimFuncs -> scheduled -> stages -> Program
+Graph -> 16-bit floats widened -> channels last -> products narrowed if asked for -> Relax
+      -> fused PrimFuncs -> scheduled -> stages -> Program
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from tvm import relax
 from graphc.backends.anchor import products
 from graphc.backends.choices import NO_CHOICES, Choices
 from graphc.backends.layout import channels_last
+from graphc.backends.narrow import narrowed
 from graphc.backends.objects import task_count, tir_json
 from graphc.backends.program import Buffer, Call, Kernel, Program, Role
 from graphc.backends.relax_module import ALIAS, MARK, relax_module
@@ -39,7 +41,7 @@ def lower(graph: Graph, target: Target, note: Note = lambda _: None, choices: Ch
     Raises UnsupportedError naming the node that no kernel exists for, InputError where a shape is open.
     """
     _require_static(graph)
-    laid_out = channels_last(widened(graph))
+    laid_out = narrowed(channels_last(widened(graph)), target)
     module, constants, decisions = relax_module(laid_out, target, note, choices)
     module, marks = fused(module)
     return replace(_Assembly(laid_out, target, constants, marks, note).program(module), decisions=decisions)

@@ -47,6 +47,7 @@ COMPUTES: dict[tuple[str, str], Compute] = {}
 _ROOMS = (
     "compute_conv",
     "compute_matmul",
+    "compute_bf16",
     "compute_pool",
     "compute_integer",
     "compute_shape",

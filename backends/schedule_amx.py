@@ -1,12 +1,12 @@
-"""8-bit convolutions and products on Intel's matrix tiles (AMX): the register tile is a tile register.
+"""Convolutions and products on Intel's matrix tiles (AMX), of 8-bit integers or bfloat16: a register tile is a tile.
 
     for task = (rows of output positions, block of output channels):
       for pair of tiles of up to 16 columns, pair of 16 output channels:
-        c00 c01 c10 c11 = 0                              tiles 0 to 3, 16 x 16 int32
+        c00 c01 c10 c11 = 0                              tiles 0 to 3, 16 x 16 int32 or float32
         for kh, steps of depth:
           a0 a1 = x (columns x bytes)                    tiles 4 and 5
           b0 b1 = w (bytes / 4 x 16 channels x 4)        tiles 6 and 7
-          cmn += am . bn                                 tdpbusd, tdpbssd: exact in int32
+          cmn += am . bn                                 tdpbusd, tdpbssd: exact in int32; tdpbf16ps
         y = epilogue(c)                                  through a small buffer
 
 Taps across and input channels lie next to each other, in the input as in the packed weights, so they are one depth.
@@ -33,13 +33,15 @@ from graphc.backends.tiles import AMX_CHANNELS, AMX_ROWS, amx_chunks, amx_depth,
 
 SUMS, INPUTS, WEIGHTS = (0, 1, 2, 3), (4, 5), (6, 7)
 """Numbers of the tile registers."""
+PRODUCTS = {"int8": "tdpbssd", "uint8": "tdpbusd", "uint16": "tdpbf16ps"}
+"""By the type of the input, uint16 for codes of bfloat16."""
 WIDEST = 4
 """Most groups of 16 output channels that a task takes at once."""
 
 
 def schedule(anchor: Anchor, target: Target) -> Any:
     """The kernel of a convolution or product that was packed for tiles, None for anything else."""
-    if anchor.info.get("dot") != "amx":
+    if anchor.info.get("dot") not in ("amx", "amx_bf16"):
         return None
     if anchor.info["kind"] == "conv_dense" and len(anchor.info["kernel"]) == 2:
         return TiledConvolution(anchor, target).build()
@@ -86,6 +88,8 @@ class Tiled(Contraction):
 
     across: int
     """Bytes of depth that lie next to each other, in the input and in the weights."""
+    width: int
+    """Bytes of an element of either."""
     pitch: int
     """Bytes between neighbouring columns of the input."""
     down: int
@@ -121,11 +125,11 @@ class Tiled(Contraction):
         starts, height = self.cover()
         tiles = len(starts)
         config = tirx.decl_buffer((64,), "uint8", "config", scope="local")
-        sums = tirx.decl_buffer((len(SUMS) * AMX_ROWS * AMX_CHANNELS,), "int32", "sums", scope="local")
+        sums = tirx.decl_buffer((len(SUMS) * AMX_ROWS * AMX_CHANNELS,), self.dtype, "sums", scope="local")
         regular = sum(first == wanted for first, wanted in starts) // 2
         parts = [tirx.AllocBuffer(config), tirx.AllocBuffer(sums), *configured(config, height, amx_depth(self.across))]
         # tilestored64 writes all of `sums`; TVM sees its address only, and would cut off what nothing else reads.
-        parts.append(tirx.BufferStore(sums, const(0, "int32"), [const(len(SUMS) * AMX_ROWS * AMX_CHANNELS - 1)]))
+        parts.append(tirx.BufferStore(sums, const(0, self.dtype), [const(len(SUMS) * AMX_ROWS * AMX_CHANNELS - 1)]))
         if regular:
             parts.append(
                 loop(
@@ -192,7 +196,6 @@ class Tiled(Contraction):
         into the nearest cache meanwhile.
         """
         size = amx_depth(self.across)
-        signed = str(self.source.dtype) == "int8"
 
         def body(k: Any) -> Any:
             byte = k * size
@@ -219,7 +222,7 @@ class Tiled(Contraction):
                 for run in runs
                 for line in range(0, size, 4)
             ]
-            name = "tdpbssd" if signed else "tdpbusd"
+            name = PRODUCTS[str(self.source.dtype)]
             dots = [
                 instruction(name, tile_number(2 * m + n), tile_number(INPUTS[m]), tile_number(WEIGHTS[n]))
                 for m in range(len(group))
@@ -237,9 +240,10 @@ class TiledConvolution(Tiled, Convolution):
         super().__init__(anchor, target)
         self._widen(target)
         together = self.dilations[1] == 1
-        self.across = self.depth * self.kernel[1] if together else self.depth
+        self.width = 4 // self.step
+        self.across = self.width * self.depth * (self.kernel[1] if together else 1)
         self.down = self.kernel[0] if together else self.kernel[0] * self.kernel[1]
-        self.pitch = self.strides[1] * self.depth
+        self.pitch = self.width * self.strides[1] * self.depth
         self.together = together
         self.line = int(self.source.shape[2])
         self.run = (self.out_height - 1) * self.line + self.out_width
@@ -286,9 +290,10 @@ class TiledConvolution(Tiled, Convolution):
 
     def _tap(self, kh: Any, byte: Any) -> tuple[Any, Any, Any]:
         """(kernel row, kernel column, channel) of a byte of depth."""
+        place = byte // self.width
         if self.together:
-            return kh, byte // self.depth, byte % self.depth
-        return kh // self.kernel[1], kh % self.kernel[1], byte
+            return kh, place // self.depth, place % self.depth
+        return kh // self.kernel[1], kh % self.kernel[1], place
 
     def _input(self, row: Any, column: Any, kh: Any, byte: Any) -> Any:
         down, across, channel = self._tap(kh, byte)
@@ -296,7 +301,7 @@ class TiledConvolution(Tiled, Convolution):
 
     def _weights(self, row: Any, run: Any, kh: Any, byte: Any) -> Any:
         down, across, first = self._tap(kh, byte)
-        return self.w(row, run, down, across, [first // 4, const(0), const(0)])
+        return self.w(row, run, down, across, [first // self.step, const(0), const(0)])
 
 
 class TiledProduct(Tiled, Product):
@@ -305,11 +310,12 @@ class TiledProduct(Tiled, Product):
     def __init__(self, anchor: Anchor, target: Target) -> None:
         super().__init__(anchor, target)
         self._widen(target)
-        self.across = self.pitch = self.depth
+        self.width = 4 // self.step
+        self.across = self.pitch = self.width * self.depth
         self.down = 1
 
     def _input(self, row: Any, column: Any, kh: Any, byte: Any) -> Any:
-        return self.x(row, column, kh, const(0), byte)
+        return self.x(row, column, kh, const(0), byte // self.width)
 
     def _weights(self, row: Any, run: Any, kh: Any, byte: Any) -> Any:
         return self.w(row, run, kh, const(0), [byte // 4, const(0), const(0)])

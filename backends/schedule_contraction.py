@@ -299,8 +299,8 @@ class Convolution(Contraction):
 
     def __init__(self, anchor: Anchor, target: Target) -> None:
         self.anchor, info = anchor, anchor.info
-        integer = not str(anchor.accumulator.dtype).startswith("float")
-        through_pad = integer and anchor.pad is not None  # padding is the zero point there, not nothing
+        dotted = info["step"] > 1 or not str(anchor.accumulator.dtype).startswith("float")
+        through_pad = dotted and anchor.pad is not None  # padding is the zero point there, or fills up the depth
         self.batch: int
         self.height: int
         self.batch, self.height, width, _ = (int(d) for d in anchor.padded.shape) if through_pad else info["input"]
@@ -313,7 +313,7 @@ class Convolution(Contraction):
             and not any(self.begin)
             and info["output"] == [self.height, width]
         )
-        self.small = not (integer or self.flat or info.get("coded")) and prod(self.output) <= SMALL
+        self.small = not (dotted or self.flat or info.get("coded")) and prod(self.output) <= SMALL
         if self.small and anchor.pad is not None:
             self.begin, self.height = [0, 0], int(anchor.padded.shape[1])
             through_pad = True

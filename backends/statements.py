@@ -94,3 +94,10 @@ def function(
     buffers = [*shared, *workspace]
     root = s_tir.SBlock([], [], [], "root", sequence(nests), alloc_buffers=buffers, annotations=annotations)
     return tirx.PrimFunc(list(parameters), s_tir.SBlockRealize([], tirx.const(True, "bool"), root), attrs=attributes)
+
+
+def wide(value: Any, dtype: str) -> Any:
+    """An operand of a sum in the type that it is summed in; uint16 in sums of float32 are codes of bfloat16."""
+    if dtype == "float32" and str(value.dtype).startswith("uint16"):
+        return tirx.reinterpret("float32", value.astype("uint32") << tirx.const(16, "uint32"))
+    return value.astype(dtype)

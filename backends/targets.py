@@ -54,6 +54,8 @@ class Target:
     archive_ending: str = ".a"
     winograd: bool = True
     """Whether float convolutions may use Winograd's filtering: see `graphc.backends.winograd` for what it errs."""
+    arithmetic: Literal["float32", "bf16"] = "float32"
+    """What convolutions and products of floats multiply: see `graphc.backends.narrow` for what bf16 errs."""
     weights: Storage = "plain"
     """How constants are stored: as kernels read them, or entropy-coded (`graphc.backends.coded_weights`)."""
     emit: Literal["objects", "c"] = "objects"
@@ -131,8 +133,13 @@ def resolve(entry: Mapping[str, Any]) -> Target:
         raise UnsupportedError("targets", f"expected a cpu, board or gpu, got {dict(entry)}.", "Write {cpu: native}.")
     if entry.get("emit") == "c":
         target = _as_c(target)
-    changed = {name: entry.get(name) for name in ("winograd", "compiler", "weights")}
-    return replace(target, **{name: value for name, value in changed.items() if value is not None})
+    changed = {name: entry.get(name) for name in ("winograd", "arithmetic", "compiler", "weights")}
+    target = replace(target, **{name: value for name, value in changed.items() if value is not None})
+    if target.arithmetic == "bf16" and not target.has("amx_bf16"):
+        problem = "it has no matrix tiles of bfloat16 (amx_bf16), so `arithmetic: bf16` is not for it."
+        remedy = "Leave that out: weights stored as bfloat16 are widened to float32 by every target."
+        raise UnsupportedError(f"target {target.id}", problem, remedy)
+    return target
 
 
 def _as_c(target: Target) -> Target:

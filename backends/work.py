@@ -5,12 +5,16 @@ from dataclasses import dataclass, replace
 
 from graphc.artifact import Work
 from graphc.backends.integer_region import DOMAIN as INTEGER
+from graphc.backends.narrow import DOMAIN as BF16
 from graphc.backends.program import Call, Program
 from graphc.ir.cost import macs
 from graphc.ir.graph import Graph
 
 PICKS = frozenset({"Gather", "GatherElements", "GatherND", "Slice", "Split"})
 """Operators that may read a small part of their operand: no more of it is counted than they write."""
+
+ARITHMETIC = {INTEGER: "int8", BF16: "bf16"}
+"""What is multiplied, by a node's domain; elsewhere the type of the first operand."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ def with_work(program: Program, graph: Graph, shares: Sequence[Share]) -> Progra
 def _work(program: Program, graph: Graph, call: Call, share: Share, new: Sequence[int]) -> Work:
     known = [(graph.nodes[index], macs(graph, graph.nodes[index]) or 0) for index in new]
     total = sum(count for _, count in known)
-    types = ["int8" if node.domain == INTEGER else graph.types[node.inputs[0]].dtype.name for node, n in known if n]
+    types = [ARITHMETIC.get(node.domain) or graph.types[node.inputs[0]].dtype.name for node, n in known if n]
     products = share.products if total and share.products is not None else total
     weights, data = _bytes(program, call, any(graph.nodes[i].op in PICKS for i in share.nodes if i < len(graph.nodes)))
     return Work(products, types[0] if types else "", weights, data)

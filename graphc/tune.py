@@ -23,6 +23,7 @@ from graphc.backends.build import build_program, integerized, lowered
 from graphc.backends.cache import Cache
 from graphc.backends.choices import BY_MODEL, RULES, Choice, Choices, candidates, kernel_id
 from graphc.backends.layout import channels_last
+from graphc.backends.narrow import narrowed
 from graphc.backends.targets import Target, resolve
 from graphc.backends.widen import widened
 from graphc.backends.worker import Server
@@ -141,7 +142,7 @@ def tuned(
         return Tuned({}, "")
     from graphc.backends.decompose import decompose  # here, because few builds are tuned
 
-    laid_out = channels_last(widened(decompose(integerized(graph), kernels=True)))
+    laid_out = narrowed(channels_last(widened(decompose(integerized(graph), kernels=True))), target)
     database = Database(tuning.database)
     entries = database.entries(target)
     thorough = tuning.effort == "thorough"

@@ -1,7 +1,7 @@
 """Does an artifact compute what its model says? Value by value, on the same inputs.
 
     integers, and floats made of them by exact operators:  equal to the reference, every element
-    all other floats:  |y - reference| <= 1e-4 * largest |reference| of that output
+    all other floats:  |y - reference| <= 1e-4 * largest |reference| of that output (2e-2 of bfloat16 arithmetic)
     what lies behind a quantization of such floats:  as far as rounding alone moves it (graphc.noise)
 
 The reference is onnxruntime without graph optimizations on the build's model.onnx. Quantized regions are computed by
@@ -27,8 +27,10 @@ from graphc.progress import Progress, silent
 from graphc.quality import Difference, Model
 from graphc.samples import Inputs, inputs_for, model_beside
 
-TOLERANCE = 1e-4
-"""Of the largest magnitude of a float output."""
+TOLERANCE = {"float32": 1e-4, "bf16": 2e-2}
+"""Of the largest magnitude of a float output, by the arithmetic of the target's products. (bf16: each rounds its
+operands by up to 2^-8 of themselves, and errors of that size add up through a network's layers as noise does.)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +104,9 @@ def compare(
 ) -> tuple[Comparison, ...]:
     """Each output of the artifact in `folder` against `graph`'s: the subject's, or the same with other outputs."""
     reference, feeds = oracle(graph), subject.inputs.feeds
+    tolerance = TOLERANCE[subject.manifest.target["arithmetic"]]
     exact, stepping = exact_values(graph), stepping_values(graph)
-    judges = {name: _Judge(name, 0.0 if name in exact else TOLERANCE) for name in graph.outputs}
+    judges = {name: _Judge(name, 0.0 if name in exact else tolerance) for name in graph.outputs}
     shaken = Shaken(graph) if not stepping.isdisjoint(graph.outputs) else None
     with open_anywhere(folder, threads) as runner:
         run = by_name(runner)

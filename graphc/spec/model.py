@@ -199,6 +199,10 @@ class Cpu(Section):
     `graphc.backends.winograd`: errors of at most 6e-6 of a layer's largest result with it). `compiler` is the C
     compiler to use.
 
+    `arithmetic: bf16` multiplies floats of convolutions and matrix products as bfloat16 and adds in float32, on
+    processors that have matrix tiles for it (AMX): several times as fast, and every operand rounded by up to 2^-8 of
+    itself (see `graphc.backends.narrow`).
+
     `tune` measures a few ways to compute each kernel (`thorough`: more of them) where this machine runs the target's
     code, and keeps the fastest in the file `tuning`, by default tuning.json beside the spec. What that file holds is
     used without measuring, on any machine: commit it, and builds are repeatable.
@@ -207,6 +211,7 @@ class Cpu(Section):
     cpu: CpuId
     winograd: bool = True
     weights: Storage = "plain"
+    arithmetic: Literal["float32", "bf16"] = "float32"
     compiler: Compiler | None = None
     emit: Emit = "objects"
     tune: Literal["quick", "thorough"] | None = None

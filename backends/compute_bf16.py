@@ -1,0 +1,104 @@
+"""Convolutions and matrix products of bfloat16 codes, summed in float32: see `graphc.backends.narrow`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tvm import te, tirx
+
+from graphc.backends import compute_conv, compute_matmul
+from graphc.backends.dot import DOTS
+from graphc.backends.narrow import DOMAIN
+from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
+from graphc.ir import Node
+
+ROUND, HALF = 0x7FFF, 16
+
+
+def rounded(value: Any) -> Any:
+    """The code nearest to a float32, ties to even; a NaN stays one."""
+    bits = tirx.reinterpret("uint32", value)
+    tie = (bits >> tirx.const(HALF, "uint32")) & tirx.const(1, "uint32")
+    nearest = (bits + tie + tirx.const(ROUND, "uint32")) >> tirx.const(HALF, "uint32")
+    quiet = (bits >> tirx.const(HALF, "uint32")) | tirx.const(0x40, "uint32")
+    return tirx.Select(value == value, nearest, quiet).astype("uint16")  # noqa: PLR0124 - false for a NaN
+
+
+@computes(DOMAIN, "Narrow")
+def narrow(state: Lowering, node: Node) -> Sequence[Any]:
+    """float32 -> codes; fused into what computes the operand where nothing else reads it."""
+
+    def define(x: te.Tensor) -> te.Tensor:
+        return te.compute(x.shape, lambda *i: rounded(x[i]), name="narrow")
+
+    return [state.emit(define, state.value(node.inputs[0]), name="narrow")]
+
+
+@computes(DOMAIN, "Conv")
+def conv(state: Lowering, node: Node) -> Sequence[Any]:
+    """y = conv(x, w) + bias, channels last, with constant weights."""
+    shape = compute_conv.convolution(state, node, np.dtype(np.uint16))
+    weights = state.parameter(compute_conv.pack(shape, state.graph.constants[node.inputs[1]]), node.inputs[1])
+    biased = len(node.inputs) > 2 and bool(node.inputs[2])
+    operands = [state.value(node.inputs[0]), weights, *([state.value(node.inputs[2])] if biased else [])]
+    output = state.type(node.outputs[0]).dims
+
+    def define(x: te.Tensor, w: te.Tensor, *bias: te.Tensor) -> te.Tensor:
+        acc = compute_conv.accumulate(shape, x, w, "float32", tirx.const(0, "uint16"))
+
+        def element(*i: Any) -> Any:
+            total = compute_conv.sum_at(shape, acc, i)
+            return total + bias[0][i[-1]] if bias else total
+
+        return te.compute(output, element, name="out")
+
+    return [state.emit(define, *operands, name="conv_bf16", pattern=OUT_FUSIBLE)]
+
+
+@computes(DOMAIN, "MatMul")
+def matmul(state: Lowering, node: Node) -> Sequence[Any]:
+    """numpy.matmul of matrices; batches broadcast, b may be computed at run time."""
+    a, b = (state.type(name).dims for name in node.inputs[:2])
+    batch = tuple(np.broadcast_shapes(a[:-2], b[:-2]))
+    product, right = _right(state, node, batch, a[-2], b[-1])
+    output = state.type(node.outputs[0]).dims
+
+    def define(x: te.Tensor, w: te.Tensor) -> te.Tensor:
+        acc = compute_matmul.accumulate(product, x, w, "float32")
+        return te.compute(output, lambda *i: compute_matmul.sum_at(product, acc, i), name="out")
+
+    return [state.emit(define, state.value(node.inputs[0]), right, name="matmul_bf16", pattern=OUT_FUSIBLE)]
+
+
+@computes(DOMAIN, "Gemm")
+def gemm(state: Lowering, node: Node) -> Sequence[Any]:
+    """y = alpha * a b' + beta * c; b' is b, transposed where asked."""
+    a, b = (state.type(name).dims for name in node.inputs[:2])
+    product, right = _right(state, node, (), a[0], b[0] if node.get_int("transB", 0) else b[1])
+    added = [state.value(name) for name in node.inputs[2:3] if name]
+
+    def define(x: te.Tensor, w: te.Tensor, *c: te.Tensor) -> te.Tensor:
+        acc = compute_matmul.accumulate(product, x, w, "float32")
+        return compute_matmul.scaled_sum(node, product, acc, c)
+
+    operands = [state.value(node.inputs[0]), right, *added]
+    return [state.emit(define, *operands, name="gemm_bf16", pattern=OUT_FUSIBLE)]
+
+
+def _right(
+    state: Lowering, node: Node, batch: tuple[int, ...], rows: int, columns: int
+) -> tuple[compute_matmul.Product, Any]:
+    """The product, and its packed right operand: at compile time where it is constant, else by a kernel."""
+    inner = state.type(node.inputs[0]).dims[-1]
+    array, transposed = state.constant(node.inputs[1]), bool(node.get_int("transB", 0))
+    dot = DOTS["amx_bf16"]
+    block = dot.block(state.target, columns, rows)
+    product = compute_matmul.Product(batch, rows, inner, columns, block, dot.step, dot.kind)
+    if array is not None:
+        packed = compute_matmul.pack(product, np.swapaxes(array, -1, -2) if transposed else array)
+        return product, state.parameter(packed, node.inputs[1])
+
+    def define(b: te.Tensor) -> te.Tensor:
+        return compute_matmul.packed_on_the_fly(product, b, transposed)
+
+    return product, state.emit(define, state.value(node.inputs[1]), name="pack", pattern=OPAQUE)
