@@ -12,6 +12,7 @@ from graphc import pipeline
 from graphc.backends import toolchain
 from graphc.backends.build import build_target
 from graphc.backends.cache import Cache, key
+from graphc.backends.factor_speed import speed_on
 from graphc.backends.integer_speed import slower_on
 from graphc.backends.worker import Server
 from graphc.budget import check_budget
@@ -93,6 +94,7 @@ def build_job(
             progress=progress,
             stop_after=stop_after,
             slower=slower_on(job.targets),
+            speed=speed_on(job.targets),
             lanes=max((target.lanes(32) for target in job.targets), default=LANES),
         )
         save(done.graph, staging.folder / MODEL)

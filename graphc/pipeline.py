@@ -22,7 +22,18 @@ from graphc.ir.cost import cost
 from graphc.ir.text import fingerprint
 from graphc.memory import Memory
 from graphc.metrics import Metric
-from graphc.passes.protocol import LANES, Context, Observation, Pass, Slower, Statistics, check_order, never
+from graphc.passes.protocol import (
+    LANES,
+    Context,
+    Observation,
+    Pass,
+    Slower,
+    Speed,
+    Statistics,
+    check_order,
+    never,
+    unknown,
+)
 from graphc.progress import Progress, Stage, silent, stage_of
 from graphc.quality import Model, Samples, qualities
 from graphc.report import Noted, Quality, Skipped, Step
@@ -63,9 +74,10 @@ def run(
     progress: Progress = silent,
     stop_after: int | None = None,
     slower: Slower = never,
+    speed: Speed = unknown,
     lanes: int = LANES,
 ) -> Compressed:
-    """Apply `passes` (the first `stop_after` of them) to `model`; `slower`, `lanes`: what they may ask about targets.
+    """Apply `passes` (the first `stop_after` of them) to `model`; `slower`, `speed`, `lanes` are about targets.
 
     Raises InputError where the order of the passes breaks their rules, before anything runs, and where a pass wants
     statistics and there is no calibration data; InternalError where a pass leaves a graph that is not valid.
@@ -76,7 +88,7 @@ def run(
     for index, step in enumerate(passes[:stop_after], 1):
         name = f"step {index} ({step.kind})"
         statistics = observe(step, graphs[-1], data, memory, stage_of(progress, f"{name}: calibration"))
-        context = Context(statistics, stage_of(progress, name), slower=slower, lanes=lanes)
+        context = Context(statistics, stage_of(progress, name), slower=slower, speed=speed, lanes=lanes)
         context.progress("", 0.0)
         graphs.append(step.apply(graphs[-1], context))
         check(graphs[-1])

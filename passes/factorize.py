@@ -15,7 +15,8 @@ Ranks, by exactly one of:
 
 `repair` fits every layer that is touched, last stages among them, to the results of the dense graph on `samples` feeds,
 one after another with what the layers before come to then (channel_repair.py): the closed-form update of the factors.
-A layer stays as it is, with a reason, where no rank that is a multiple of `multiple` makes it smaller.
+A layer stays as it is, with a reason, where no rank that is a multiple of `multiple` makes it smaller; `never_slower`
+refuses ranks with which it should not be faster on each target of the spec (backends/factor_speed.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ from graphc.passes.channel_repair import Repair, repaired
 from graphc.passes.factorize_forms import Doubles, Form, Moments
 from graphc.passes.factorize_layers import Target, candidates, targets, write
 from graphc.passes.factorize_ranks import Candidate, by_energy, by_ratio, by_total
-from graphc.passes.protocol import Context, Observation, Pass, Whole
+from graphc.passes.protocol import Context, Observation, Pass, Whole, unknown
 
 RULES = ("energy", "ratio", "macs", "parameters", "accuracy_drop")
 Share = Annotated[float | None, Field(gt=0, lt=1)]
@@ -61,6 +62,9 @@ class Factorize(Pass):
     ] = None
     multiple: Annotated[int, Field(ge=1, description="what ranks are multiples of")] = 1
     repair: Annotated[Repair, Field(description="how layers make up for the error of those before")] = "none"
+    never_slower: Annotated[
+        bool, Field(description="factors that should not be faster than the dense layer on a target are refused")
+    ] = False
     samples: Annotated[int, Field(ge=1, description="calibration feeds that repair and accuracy_drop run on")] = 64
 
     @model_validator(mode="after")
@@ -104,11 +108,13 @@ class Factorize(Pass):
             own = options[each.node]
             if own.form == "none":
                 continue
-            made = list(candidates(each, _moments(each, own, context), own.form, own.multiple))
+            speed = context.speed if self.never_slower else unknown
+            made = list(candidates(each, _moments(each, own, context), own.form, own.multiple, speed))
             if made:
                 found[each] = [each.dense(), *made]
             else:
-                context.skip(each.node, "no rank reduces its multiply-accumulates and parameters")
+                faster = " and is faster on every target" if self.never_slower else ""
+                context.skip(each.node, f"no rank reduces its multiply-accumulates and parameters{faster}")
         return found
 
     def _chosen(

@@ -18,9 +18,12 @@ from graphc.passes import factorize_forms as forms
 from graphc.passes.factorize_forms import Doubles, Factors, Form, Moments
 from graphc.passes.factorize_ranks import Candidate
 from graphc.passes.layers import Layer, layer_of
+from graphc.passes.protocol import Speed, Sums
 
 FRACTIONS = tuple(percent / 100 for percent in range(15, 100, 5))
 """Of the channels that Tucker's ranks are tried at."""
+FASTER = 1.05
+"""What thin layers must be beside the dense one: a model of cycles is no better than that."""
 FLOAT32 = np.dtype(np.float32)
 
 
@@ -95,6 +98,18 @@ class Target:
         places = prod(self.window.places(self.size)) if self.is_convolution else 1
         return Candidate((), self.weights.size * self.rows * places, self.weights.size, 0.0, None)
 
+    def sums(self, form: Form, shapes: Sequence[tuple[int, ...]]) -> tuple[Sums, list[Sums]]:
+        """What the layer adds up, and its stages with weights of these shapes."""
+        if not self.is_convolution:
+            read = shapes[1:] if self.layer is None else shapes
+            whole = Sums((self.rows,), 1, self.matrix.shape[1], self.matrix.shape[0])
+            return whole, [Sums((self.rows,), 1, shape[1], shape[0]) for shape in read]
+        found, size = [], self.size
+        for shape, (window, alone) in zip(shapes, windows(form, self.window), strict=True):
+            size = window.places(size)
+            found.append(_sums(shape, window, (self.rows, *size), alone))
+        return _sums(self.weights.shape, self.window, (self.rows, *size), False), found
+
     def cost(self, form: Form, shapes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
         """(multiply-accumulates, parameters) of stages with weights of these shapes."""
         parameters = sum(map(prod, shapes))
@@ -106,6 +121,11 @@ class Target:
             size = window.places(size)
             macs += prod(shape) * prod(size) * self.rows
         return macs, parameters
+
+
+def _sums(shape: tuple[int, ...], window: Window, places: tuple[int, ...], alone: bool) -> Sums:
+    square = {*window.strides, *window.dilations} == {1} and len({*window.kernel}) == 1
+    return Sums(places, prod(window.kernel), shape[1], shape[0], square, alone)
 
 
 def targets(graph: Graph) -> Iterator[Target | tuple[Node, str]]:
@@ -139,14 +159,18 @@ def _target(graph: Graph, node: Node, weight: str, array: Doubles, layer: Layer 
     return Target(node, weight, array.T if transposed else array, layer, prod(out[:-1]), ())
 
 
-def candidates(target: Target, moments: Moments, form: Form, multiple: int) -> Iterator[Candidate]:
-    """Ranks that reduce parameters, and work where there is any; those of channels are multiples of `multiple`."""
+def candidates(target: Target, moments: Moments, form: Form, multiple: int, speed: Speed) -> Iterator[Candidate]:
+    """Ranks that reduce parameters, and work where there is any; those of channels are multiples of `multiple`.
+
+    `speed` refuses those that are less than FASTER times as fast.
+    """
     dense = target.dense()
     if prod(target.weights.shape[2:]) == 1:
         form = "channel"
     for ranks, shapes, error, make in _of_form(target, moments, form, multiple):
         macs, parameters = target.cost(form, shapes)
-        if parameters < dense.parameters and (macs < dense.macs or target.layer is None):
+        smaller = parameters < dense.parameters and (macs < dense.macs or target.layer is None)
+        if smaller and (target.layer is None or speed(*target.sums(form, shapes))[0] >= FASTER):
             yield Candidate(ranks, macs, parameters, error if error is not None else moments.error(make().matrix), make)
 
 

@@ -169,6 +169,30 @@ LANES = 16
 Slower = Callable[[Graph, Node, bool], str]
 
 
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What a layer adds up: for each of `filters` outputs at `places`, `taps` times `channels` products.
+
+    `square`: the window moves one place at a time over every place; `alone`: each output reads a channel of its own.
+    """
+
+    places: tuple[int, ...]
+    taps: int
+    channels: int
+    filters: int
+    square: bool = False
+    alone: bool = False
+
+
+Speed = Callable[[Sums, Sequence[Sums]], tuple[float, str]]
+"""(a layer, the layers in its place) -> how many times as fast they are on the target that gains least, its name."""
+
+
+def unknown(_dense: Sums, _stages: Sequence[Sums]) -> tuple[float, str]:
+    """No targets: everything is faster."""
+    return float("inf"), ""
+
+
 def never(_graph: Graph, _node: Node, _decoded: bool) -> str:
     """No targets, or none that matters."""
     return ""
@@ -180,8 +204,8 @@ class Context:
 
     `progress(message, fraction)` may be called as often as liked, with 0 <= fraction <= 1. `slower(graph, node,
     decoded)` says why the integer code of a node (`decoded`: with float activations) does not pay on the targets that
-    are built for; nothing where it does. `lanes`:
-    floats in the widest vector of those targets.
+    are built for; nothing where it does. `speed` tells how fast thin layers are there. `lanes`: floats in the widest
+    vector of those targets.
     """
 
     statistics: Statistics = field(default_factory=dict)
@@ -189,6 +213,7 @@ class Context:
     skips: list[Skip] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     slower: Slower = never
+    speed: Speed = unknown
     lanes: int = LANES
     compared: dict[str, Graph] = field(default_factory=dict)
 

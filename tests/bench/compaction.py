@@ -3,6 +3,7 @@
     python -m tests.bench.compaction accuracy [MODEL ...] [--rows N]     sharing and factorizing beside plain ways
     python -m tests.bench.compaction sizes [MODEL ...]                   prune + share + code on large models
     python -m tests.bench.compaction coders [FILE]                       Huffman and rANS on the weights of a model
+    python -m tests.bench.compaction pairs [--only build|time]           factorized layers beside the dense ones
 
 Accuracy is that of the compressed graph in onnxruntime on the rows of tests/bench/tasks.py. The large models are those
 inside the `onnx` wheel, whose weights are left out: they get seeded random ones, so that sizes and times mean something
@@ -24,6 +25,7 @@ import onnx
 
 import graphc
 from graphc.backends.entropy import METHODS, encode, entropy_bytes
+from graphc.bench import Timing, interleave
 from graphc.calibrate import calibrate
 from graphc.execute import Session
 from graphc.importer import load
@@ -32,6 +34,7 @@ from graphc.ir.edit import Edit
 from graphc.ir.graph import Array, Graph
 from graphc.passes.protocol import Context
 from graphc.passes.registry import registry
+from graphc.runner import Runner
 from tests.bench.tasks import TASKS, Rows, Task
 from tests.conftest import find_shared
 
@@ -43,6 +46,16 @@ PRUNED_AND_SHARED: Sequence[Mapping[str, Any]] = (
     {"kind": "prune", "pattern": "unstructured", "method": "magnitude", "sparsity": 0.8},
     {"kind": "share_weights", "bits": 4, "weighting": "none", "zeros": "codebook"},
 )
+
+PAIRS: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "1x1 256->256 14x14": ((1, 256, 14, 14), (256, 256, 1, 1)),
+    "1x1 512->512 7x7": ((1, 512, 7, 7), (512, 512, 1, 1)),
+    "1x1 128->128 28x28": ((1, 128, 28, 28), (128, 128, 1, 1)),
+    "1x1 64->256 56x56": ((1, 64, 56, 56), (256, 64, 1, 1)),
+    "3x3 128->128 28x28": ((1, 128, 28, 28), (128, 128, 3, 3)),
+    "3x3 16->16 32x32": ((1, 16, 32, 32), (16, 16, 3, 3)),
+}
+"""Layers that are measured beside their pair at half the multiply-accumulates: shapes of the input and the weights."""
 
 PLAIN = {"kind": "share_weights", "weighting": "none"}
 WEIGHTED = {"kind": "share_weights", "weighting": "hessian", "rounding": "gptq"}
@@ -185,15 +198,60 @@ def coders(path: Path) -> Iterator[str]:
     yield f"| all | {' | '.join(f'{number:.0f}' for number in total)} |"
 
 
+def layer(name: str) -> Graph:
+    """A convolution with a bias and a Relu, as networks have them, with random weights."""
+    x, w = PAIRS[name]
+    rng, side = np.random.default_rng(0), w[2] // 2
+    constants = {"w": rng.standard_normal(w, np.float32), "b": rng.standard_normal(w[0], np.float32)}
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w", "b"], ["c"], pads=[side] * 4),
+        onnx.helper.make_node("Relu", ["c"], ["y"]),
+    ]
+    info = onnx.helper.make_tensor_value_info
+    tensors = [onnx.numpy_helper.from_array(array, each) for each, array in constants.items()]
+    graph = onnx.helper.make_graph(nodes, "layer", [info("x", 1, x)], [info("y", 1, None)], tensors)
+    return load(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10))
+
+
+def place(name: str, form: str) -> str:
+    return f"{form}_{''.join(letter if letter.isalnum() else '_' for letter in name)}"
+
+
+def build_pairs() -> None:
+    half = {"kind": "factorize", "form": "channel", "data": "none", "ratio": 0.5}
+    for name in PAIRS:
+        for form, passes in (("dense", []), ("pair", [half])):
+            spec = {"name": place(name, form), "passes": [{"kind": "fold"}, *passes], "targets": [{"cpu": "native"}]}
+            graphc.compile(layer(name), spec, out=FOLDER)
+
+
+def pairs(seconds: float) -> Iterator[str]:
+    """Milliseconds on one thread, in turns."""
+    yield "| layer | dense ms | pair ms | times as fast |"
+    yield "|---|---:|---:|---:|"
+    for name, (shape, _) in PAIRS.items():
+        x = np.random.default_rng(1).standard_normal(shape, np.float32)
+        runners = {form: Runner(FOLDER / place(name, form) / "native", 1) for form in ("dense", "pair")}
+        found = interleave({form: runner.bind(x) for form, runner in runners.items()}, seconds)
+        dense, pair = (Timing.of(found[form]).median * 1e3 for form in ("dense", "pair"))
+        yield f"| {name} | {dense:.4f} | {pair:.4f} | {dense / pair:.2f} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("accuracy", "sizes", "coders"))
+    parser.add_argument("what", choices=("accuracy", "sizes", "coders", "pairs"))
     parser.add_argument("names", nargs="*", metavar="MODEL")
     parser.add_argument("--rows", type=int, help="so many test rows, spread evenly (default: all)")
+    parser.add_argument("--only", choices=("build", "time"), help="of pairs")
     given = parser.parse_args()
     if given.what == "accuracy":
         for line in accuracy(given.names or list(METHODS_OF), given.rows):
             print(line, flush=True)
+    elif given.what == "pairs":
+        if given.only != "time":
+            build_pairs()
+        if given.only != "build":
+            print(*pairs(2.0), sep="\n")
     elif given.what == "coders":
         print(*coders(Path(given.names[0])), sep="\n")
     elif len(given.names) == 1:

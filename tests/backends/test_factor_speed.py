@@ -1,0 +1,59 @@
+"""The model of how fast thin layers are: what it refuses, and where its limits lie."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from graphc.backends.factor_speed import speed_on
+from graphc.backends.x86 import LEVELS, level_target
+from graphc.passes.factorize import Factorize
+from graphc.passes.protocol import Context, Sums
+from tests.passes.quantized import model, normal
+
+TARGETS = [level_target(level) for level in LEVELS]
+
+
+def pair(channels: int, rank: int, side: int) -> tuple[Sums, list[Sums]]:
+    """A 1x1 convolution, and the two that stand for it."""
+    places = (1, side, side)
+    return Sums(places, 1, channels, channels), [Sums(places, 1, channels, rank), Sums(places, 1, rank, channels)]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.id)
+def test_half_the_work_of_a_wide_layer_is_nearly_twice_as_fast(target: Any) -> None:
+    ratio, name = speed_on([target])(*pair(256, 64, 28))
+    assert 1.5 < ratio <= 2.1
+    assert name == target.id
+
+
+def test_what_does_not_fill_vectors_gains_nothing() -> None:
+    assert speed_on(TARGETS)(*pair(16, 4, 32))[0] < 1.05
+    assert speed_on(TARGETS)(*pair(256, 128, 28))[0] < 1.05
+
+
+def test_without_targets_everything_gains() -> None:
+    assert speed_on([])(*pair(16, 8, 4))[0] == float("inf")
+
+
+def test_more_rank_is_slower() -> None:
+    ratios = [speed_on(TARGETS)(*pair(512, rank, 14))[0] for rank in (32, 64, 128, 192)]
+    assert (np.diff(ratios) < 0).all()
+
+
+def test_the_slowest_target_decides() -> None:
+    each = [speed_on([target])(*pair(64, 16, 14)) for target in TARGETS]
+    assert speed_on(TARGETS)(*pair(64, 16, 14)) == min(each)
+
+
+def test_factors_that_would_be_slower_are_refused() -> None:
+    graph = model(
+        "(float[1,16,8,8] x) => (float[1,256,8,8] y)", "a = Conv (x, w)\ny = Conv (a, v)",
+        w=normal(16, 16, 1, 1), v=normal(256, 16, 1, 1),
+    )  # fmt: skip
+    step = Factorize(form="channel", data="none", ratio=0.5, never_slower=True)
+    context = Context(speed=speed_on(TARGETS))
+    step.apply(graph, context)
+    assert [skip.reason for skip in context.skips][:1] == [
+        "no rank reduces its multiply-accumulates and parameters and is faster on every target"
+    ]
