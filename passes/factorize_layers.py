@@ -22,8 +22,9 @@ from graphc.passes.protocol import Speed, Sums
 
 FRACTIONS = tuple(percent / 100 for percent in range(15, 100, 5))
 """Of the channels that Tucker's ranks are tried at."""
-FASTER = 1.05
-"""What thin layers must be beside the dense one: a model of cycles is no better than that."""
+FASTER, WORTH, ENOUGH = 1.05, 0.75, 1.5
+"""How many times as fast thin layers must be: FASTER, and WORTH of what their multiply-accumulates promise, but no more
+than ENOUGH."""
 FLOAT32 = np.dtype(np.float32)
 
 
@@ -162,7 +163,7 @@ def _target(graph: Graph, node: Node, weight: str, array: Doubles, layer: Layer 
 def candidates(target: Target, moments: Moments, form: Form, multiple: int, speed: Speed) -> Iterator[Candidate]:
     """Ranks that reduce parameters, and work where there is any; those of channels are multiples of `multiple`.
 
-    `speed` refuses those that are less than FASTER times as fast.
+    `speed` refuses those that are not fast enough.
     """
     dense = target.dense()
     if prod(target.weights.shape[2:]) == 1:
@@ -170,7 +171,8 @@ def candidates(target: Target, moments: Moments, form: Form, multiple: int, spee
     for ranks, shapes, error, make in _of_form(target, moments, form, multiple):
         macs, parameters = target.cost(form, shapes)
         smaller = parameters < dense.parameters and (macs < dense.macs or target.layer is None)
-        if smaller and (target.layer is None or speed(*target.sums(form, shapes))[0] >= FASTER):
+        wanted = min(max(FASTER, WORTH * dense.macs / max(macs, 1)), ENOUGH)
+        if smaller and (target.layer is None or speed(*target.sums(form, shapes))[0] >= wanted):
             yield Candidate(ranks, macs, parameters, error if error is not None else moments.error(make().matrix), make)
 
 
