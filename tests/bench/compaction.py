@@ -2,6 +2,7 @@
 
     python -m tests.bench.compaction accuracy [MODEL ...] [--rows N]     sharing and factorizing beside plain ways
     python -m tests.bench.compaction sizes [MODEL ...]                   prune + share + code on large models
+    python -m tests.bench.compaction streams [MODEL ...]                 the same without compiling kernels
     python -m tests.bench.compaction coders [FILE]                       Huffman and rANS on the weights of a model
     python -m tests.bench.compaction pairs [--only build|time]           factorized layers beside the dense ones
 
@@ -24,7 +25,7 @@ import numpy as np
 import onnx
 
 import graphc
-from graphc.backends.entropy import METHODS, encode, entropy_bytes
+from graphc.backends.entropy import METHODS, encode, encoded, entropy_bytes
 from graphc.calibrate import calibrate
 from graphc.execute import Session
 from graphc.importer import load
@@ -183,6 +184,22 @@ def sizes(name: str) -> str:
     return f"| {name} | {' | '.join(mega)} | {latency} | {time.monotonic() - start:.0f} | {used / 1e6:.2f} |"
 
 
+def streams(name: str) -> str:
+    """A line as of `sizes`, of the exported model's constants instead of the kernels' own."""
+    graph, whole = large(name), np.zeros(4)
+    for options in PRUNED_AND_SHARED:
+        step = registry().kinds[str(options["kind"])].model_validate(options)
+        graph = step.apply(graph, Context())
+        whole[0] = max(whole[0], sum(array.nbytes for array in graph.constants.values()))  # as it is once folded
+    for array in graph.constants.values():
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        if len(flat):
+            whole[1:] += len(flat), len(encoded(flat).data), entropy_bytes(flat)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    mega = [f"{number / 1e6:.2f}" for number in whole]
+    return f"| {name} | {' | '.join(mega)} | {usage.ru_utime + usage.ru_stime:.0f} | {usage.ru_maxrss / 1e6:.2f} |"
+
+
 def coders(path: Path) -> Iterator[str]:
     """How large each constant of at least a kilobyte becomes, beside its entropy, and all of them."""
     yield "| constant | bytes | entropy | huffman | rans |"
@@ -245,7 +262,7 @@ def pairs(rounds: int) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("accuracy", "sizes", "coders", "pairs"))
+    parser.add_argument("what", choices=("accuracy", "sizes", "streams", "coders", "pairs"))
     parser.add_argument("names", nargs="*", metavar="MODEL")
     parser.add_argument("--rows", type=int, help="so many test rows, spread evenly (default: all)")
     parser.add_argument("--only", choices=("build", "time"), help="of pairs")
@@ -261,12 +278,13 @@ def main() -> None:
     elif given.what == "coders":
         print(*coders(Path(given.names[0])), sep="\n")
     elif len(given.names) == 1:
-        print(sizes(given.names[0]))
+        print((sizes if given.what == "sizes" else streams)(given.names[0]))
     else:
-        print("| model | fp32 MB | packed MB | coded MB | entropy MB | arena MB | run ms | build s | peak GB |")
-        print("|---|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
+        more = " arena MB | run ms | build s |" if given.what == "sizes" else " CPU s |"
+        print(f"| model | fp32 MB | packed MB | coded MB | entropy MB |{more} peak GB |")
+        print("|---|" + "---:|" * (5 + more.count("|")), flush=True)
         for name in given.names or LARGE:
-            subprocess.run([sys.executable, "-m", "tests.bench.compaction", "sizes", name], check=True)
+            subprocess.run([sys.executable, "-m", "tests.bench.compaction", given.what, name], check=True)
 
 
 if __name__ == "__main__":
