@@ -66,7 +66,7 @@ def test_the_exported_model_and_the_artifact_agree(case: str, tmp_path: Path) ->
     build = graphc.compile(graph, spec, out=tmp_path)
     *layers, whole = build.report.targets[0].weights
     assert whole.stored <= whole.packed < whole.raw == 4 * build.report.steps[-1].parameters
-    assert sum(each.stored for each in layers) == whole.stored < 1.3 * whole.bound
+    assert sum(each.stored for each in layers) == whole.stored < 1.5 * whole.bound
     assert build.report.steps[-1].bytes < build.report.steps[0].bytes * 0.4
     with build.open() as runner:
         for feeds in feeds_of(graph):
