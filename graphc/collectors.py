@@ -16,8 +16,10 @@ from graphc.passes.protocol import AverageRange, Gram, Histogram, Moments, Range
 
 State = dict[str, npt.NDArray[Any]]
 
-BLOCK = 1 << 20
-"""Elements of a block of rows; blocks hold 16 to 4096 rows."""
+BLOCK = 1 << 17
+"""Elements of a block of rows, of which there is one for each layer: it holds 16 to 4096 rows, more where rows are so
+long that the Gram matrix, which every block is added to, is far larger.
+"""
 
 
 class Collector:
@@ -112,7 +114,7 @@ class BlockCollector(Collector):
         """Take in rows [groups, n, K]."""
         groups, count, width = rows.shape
         if "block" not in self.state:
-            height = int(np.clip(BLOCK // max(groups * width, 1), 16, 4096))
+            height = int(np.clip(BLOCK // max(groups * width, 1), max(16, width // 16), 4096))
             self.state["block"] = np.zeros((groups, height, width), np.float32)
             self.state["count"] = np.asarray(0)
         block = self.state["block"]
