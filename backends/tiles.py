@@ -199,7 +199,7 @@ def panel_pieces(target: Target, columns: int, block: int) -> int:
     return min(good, default=1)
 
 
-COLUMNS_TILES = {"smlad": ((4, 1), (1, 4)), "vmladava": ((1, 4), (1, 4)), "mla": ((2, 2), (1, 4))}
+COLUMNS_TILES = {"smlad": ((4, 1), (1, 3)), "vmladava": ((1, 4), (1, 4)), "mla": ((2, 2), (1, 4))}
 """(output positions, output channels) of a Cortex-M's register tile: where there are several positions, for one alone.
 
 A sum per pair, the words of an input or of a channel's weights, and addresses must fit thirteen registers.
