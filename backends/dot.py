@@ -12,7 +12,7 @@ Where products of bfloat16 are asked for (`narrow`), operands are its codes, 16 
 
 amx_bf16  16 x 32 times 32 x 16 into 16 x 16 float32
 
-Cortex-M gathers all that an output sums into one run of bytes first (`columns`), so that one loop adds it up:
+Microcontrollers gather all that an output sums into one run of bytes first (`columns`), so that one loop adds it up:
 
 smlad     2 x int16 * int16 -> int32 per instruction; four bytes of weights are widened by two more
 vmladava  16 x int8 * int8 -> int32 in one instruction (Helium)
@@ -93,7 +93,7 @@ def dot_product(target: Target, weights: np.dtype[Any], depth: int, columns: int
     if weights == np.dtype(np.int8) and target.has("avx512_vnni"):
         fits = amx_depth(depth) > 0 if chosen == "amx" else tiles_fit(depth, columns) and chosen != "vnni"
         return DOTS["amx"] if target.has("amx_int8") and fits else DOTS["vnni"]
-    if weights == np.dtype(np.int8) and target.family == "cortex_m":
+    if weights == np.dtype(np.int8) and not target.hosted:
         return DOTS["vmladava" if target.has("mve") else "smlad" if target.has("dsp") else "mla"]
     if weights == np.dtype(np.int8) and target.has("dotprod"):
         return DOTS["usdot"] if target.has("i8mm") else DOTS["sdot"]

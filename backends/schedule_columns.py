@@ -55,6 +55,7 @@ class Columns:
         self.dot, self.block, self.depth = Dot.of(info["dot"]), int(info["block"]), int(info["depth"])
         self.shift, self.padding = int(info["shift"]), int(info.get("padding", 0))
         self.lanes = max(1, target.lanes(32))
+        self.widest = 1 if target.emit == "c" else target.vector_bits // 8
         self.place = _Product(anchor) if info["kind"] == "matmul" else _Window(anchor)
         self.filters = info["columns"] if info["kind"] == "matmul" else info["filters"]
         self.blocks = -(-self.filters // self.block)
@@ -92,7 +93,7 @@ class Columns:
 
     def bytes_of(self, to: Any, base: Any, position: Any) -> Any:
         """Gather the inputs of a position as bytes, in the largest pieces that runs of channels have."""
-        size = next(n for n in (16 if self.lanes > 1 else 4, 4, 1) if self.place.run % n == 0)
+        size = next(n for n in (self.widest, 4, 1) if n <= self.widest and self.place.run % n == 0)
         dtype, flip = str(to.dtype), str(to.dtype) != str(self.source.dtype)
         padding = spread(const(self.padding + self.shift * flip, dtype), size)
 

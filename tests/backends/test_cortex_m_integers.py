@@ -16,8 +16,11 @@ from graphc.backends.worker import Server
 from graphc.emulated_board import EMULATOR, EmulatedBoard
 from tests.backends.qdq import Qdq, feeds
 
-CPUS = ("cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m55")
-"""Without instructions for it, with long multiplies, with the DSP extension and a floating-point unit, with Helium."""
+TARGETS: dict[str, dict[str, str]] = {
+    **{cpu: {"cpu": cpu} for cpu in ("cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m55")},
+    "portable C": {"cpu": "cortex-m4", "emit": "c"},
+}
+"""Nothing for it, long multiplies, the DSP extension and a floating-point unit, Helium; and C for any of them."""
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +48,15 @@ def layers() -> Qdq:
     return m
 
 
-@pytest.mark.parametrize("cpu", CPUS)
-def test_kernels_equal_the_reference(cpu: str, machine: tuple[Server, Cache], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", TARGETS)
+def test_kernels_equal_the_reference(name: str, machine: tuple[Server, Cache], tmp_path: Path) -> None:
     graph = layers().graph()
     integers = explain(graph)
     assert integers.skipped == ()
     given = feeds(graph, np.random.default_rng(3))
     expected = run(integers.graph, given)
-    build_target(graph, targets.resolve({"cpu": cpu}), tmp_path, *machine)
+    build_target(graph, targets.resolve(TARGETS[name]), tmp_path, *machine)
     with EmulatedBoard(tmp_path) as board:
         found = board(**given)
     for output in graph.outputs:
-        np.testing.assert_array_equal(found[output], expected[output], err_msg=f"{output} on {cpu}")
+        np.testing.assert_array_equal(found[output], expected[output], err_msg=f"{output} on {name}")
