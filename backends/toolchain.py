@@ -12,7 +12,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -81,6 +81,16 @@ class Toolchain:
         listed = _response_file(objects, folder)
         name = f"-Wl,-soname,{output}"
         self._run([*self.compiler, *LINK, name, "-o", output, listed, "-lpthread", "-lm"], folder)
+
+    def for_programs(self) -> "Toolchain":
+        """The toolchain that links static programs: zig has glibc for dynamic ones only, and musl for these.
+
+        C that names types of the C library, such as threads', must then be compiled with it again.
+        """
+        if self.name != "zig":
+            return self
+        gnu = re.compile(r"-linux-gnu(eabihf|eabi|)[.\d]*$")
+        return replace(self, compiler=tuple(gnu.sub(r"-linux-musl\1", part) for part in self.compiler))
 
     def link_program(self, objects: Sequence[str], output: str, folder: Path) -> None:
         """Objects and static libraries -> a program that needs no files of the system it was linked for."""

@@ -118,12 +118,15 @@ class Emulated:
     def _program(self, target: Target) -> Path:
         """The stream program, linked with the artifact's library and the C library."""
         work, name = Path(self._work.name), self.manifest.identifier
-        tools = toolchain.find_for(target, Cache().folder)
-        for file in (f"{name}.h", f"lib{name}.a"):
+        found = toolchain.find(target.triple, Cache().folder, compiler=target.compiler)
+        tools = found.for_programs()
+        for file in (f"{name}.h", f"{name}.c", f"lib{name}.a"):
             shutil.copy(self.folder / file, work / file)
         (work / "stream.c").write_text(stream_program(self.manifest), encoding="utf-8")
-        tools.compile("stream.c", "stream.o", work)
-        tools.link_program(["stream.o", f"lib{name}.a"], "stream", work)
+        sources = ["stream", *([name] if tools != found else [])]  # what is in the archive is for another C library
+        for source in sources:
+            tools.compile(f"{source}.c", f"{source}.o", work)
+        tools.link_program([*(f"{source}.o" for source in sources), f"lib{name}.a"], "stream", work)
         return work / "stream"
 
     def _ended(self) -> Exception:

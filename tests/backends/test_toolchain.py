@@ -43,8 +43,27 @@ def test_a_wrong_choice_is_not_passed_over(tmp_path: Path) -> None:
         find(TARGET.triple, tmp_path, environment={"PATH": "/usr/bin:/bin", "CC": "false"})
 
 
+def test_a_cross_compiler_may_be_named_in_the_spec_or_the_environment(tmp_path: Path) -> None:
+    if not shutil.which("gcc"):
+        pytest.skip("no gcc")
+    paths = {"PATH": "/usr/bin:/bin"}
+    assert find(ELSEWHERE, tmp_path, compiler="gcc -O1", environment=paths).compiler[1:] == ("-O1",)
+    given = {**paths, "CC_aarch64_linux_gnu": "gcc -O2", "CC": "false"}
+    assert find(ELSEWHERE, tmp_path, environment=given).compiler[1:] == ("-O2",)
+    assert find(ELSEWHERE, tmp_path, compiler="gcc -O1", environment=given).compiler[1:] == ("-O1",)
+    with pytest.raises(ToolchainError, match=r"the spec's `compiler` 'no-such-gcc': no such program\."):
+        find(ELSEWHERE, tmp_path, compiler="no-such-gcc", environment=given)
+    with pytest.raises(ToolchainError, match=r"\$CC_arm_linux_gnueabihf 'no-such-gcc'"):
+        find("armv7-unknown-linux-gnueabihf", tmp_path, environment={**paths, "CC_arm_linux_gnueabihf": "no-such-gcc"})
+
+
 @pytest.mark.parametrize(
-    ("triple", "package"), [(TARGET.triple, "apt install gcc`"), (ELSEWHERE, "gcc-aarch64-linux-gnu")]
+    ("triple", "package"),
+    [
+        (TARGET.triple, "apt install gcc`"),
+        (ELSEWHERE, "gcc-aarch64-linux-gnu`"),
+        ("armv7-unknown-linux-gnueabihf", "gcc-arm-linux-gnueabihf`"),
+    ],
 )
 def test_without_any_compiler_the_remedy_is_a_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, triple: str, package: str
