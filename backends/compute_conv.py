@@ -20,7 +20,7 @@ from tvm import te, tirx
 from graphc.backends.compute_coded import coded_operand
 from graphc.backends.compute_sparse import Skipping, SparseOperand, Weights, described, sparse_operand
 from graphc.backends.compute_winograd import WinogradConvolution
-from graphc.backends.cycles import Contraction, direct
+from graphc.backends.cycles import Contraction
 from graphc.backends.decode import Decoder
 from graphc.backends.dot import DOTS, dot_product
 from graphc.backends.dot import Kind as DotKind
@@ -316,16 +316,15 @@ def _filtering_cycles(state: Lowering, conv: Convolution, fast: WinogradConvolut
 
 
 def skipping(
-    state: Lowering, node: Node, conv: Convolution, weights: Array, dense: float | None = None
+    state: Lowering, node: Node, conv: Convolution, weights: Array, filtering: float | None = None
 ) -> SparseOperand | None:
-    """Constant weights (O, I, *K) without their blocks of zeros, None where that is no faster than `dense` cycles, or
-    than the direct sum.
+    """Constant weights (O, I, *K) without their blocks of zeros, None where that is no faster than the direct sum, or
+    `filtering` cycles.
     """
     if conv.kind != "dense" or len(conv.window.kernel) != 2:
         return None
-    work = conv.work(state.type(node.inputs[0]).dims[0])
     by_tap = weights.reshape(*weights.shape[:2], -1)
-    return sparse_operand(state, node, by_tap, work, dense or direct(work, state.target))
+    return sparse_operand(state, node, by_tap, conv.work(state.type(node.inputs[0]).dims[0]), filtering)
 
 
 @computes("graphc.nhwc", "Conv")

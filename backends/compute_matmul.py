@@ -14,7 +14,7 @@ from tvm import te, tirx
 
 from graphc.backends.compute_coded import coded_operand
 from graphc.backends.compute_sparse import Skipping, SparseOperand, Weights, described, sparse_operand
-from graphc.backends.cycles import Contraction, direct
+from graphc.backends.cycles import Contraction
 from graphc.backends.decode import Decoder
 from graphc.backends.dot import Kind as DotKind
 from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
@@ -167,7 +167,7 @@ def skipping(state: Lowering, node: Node, product: Product, weights: Array) -> S
     size = 1 if product.step > 1 else 4
     rows, columns = prod(product.batch), product.rows
     work = Contraction(rows, columns, product.inner, product.columns, product.step, size, product.dot == "amx")
-    return sparse_operand(state, node, weights[:, :, None], work, direct(work, state.target))
+    return sparse_operand(state, node, weights[:, :, None], work)
 
 
 def right_operand(

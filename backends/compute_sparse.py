@@ -8,10 +8,10 @@ import numpy as np
 from tvm import te, tirx
 
 from graphc.artifact import Decision
-from graphc.backends.cycles import MARGIN, Contraction
+from graphc.backends.cycles import Contraction
 from graphc.backends.decode import Decoder
 from graphc.backends.relax_module import Lowering
-from graphc.backends.sparse import Layout, best_run, cycles, sparse
+from graphc.backends.sparse import Layout, best_run, sparse, speed
 from graphc.ir import Array, Node
 
 MOST_KEPT = 0.75
@@ -67,20 +67,20 @@ class SparseOperand:
 
 
 def sparse_operand(
-    state: Lowering, node: Node, weights: Array, work: Contraction, dense: float
+    state: Lowering, node: Node, weights: Array, work: Contraction, filtering: float | None = None
 ) -> SparseOperand | None:
-    """Constant `weights` [outputs, inputs, taps] of `node` without their blocks of zeros, None where `dense` cycles of
-    another kernel are as few; what is decided of weights with as many zeros as any kernel could use is told.
+    """Constant `weights` [outputs, inputs, taps] of `node` without their blocks of zeros, None where that is no faster
+    than the direct sum, or `filtering` cycles. What is decided of weights that somebody pruned is told.
     """
     lanes = state.target.lanes(32)
     if state.target.family != "x86" or np.count_nonzero(weights) > MOST_KEPT * weights.size:
         return None  # what skipping costs elsewhere was not measured
     run = work.step if work.step > 1 else best_run(weights, lanes)
     found = sparse(weights, lanes, run, integer=work.step > 1)
-    speed = dense / cycles(found, work, state.target)
-    taken = speed >= MARGIN
-    state.decisions.append(Decision(node.name or node.outputs[0], "sparse" if taken else "dense", round(speed, 2)))
-    if not taken:
+    faster = speed(found, work, state.target, filtering)
+    kernel = "sparse" if faster > 1 else "dense"
+    state.decisions.append(Decision(node.name or node.outputs[0], kernel, round(faster, 2)))
+    if kernel == "dense":
         return None
     arrays = {"values": found.values, "index": found.index, "starts": found.starts}
     operands = tuple(state.parameter(array, f"{node.inputs[1]}.{key}") for key, array in arrays.items())

@@ -1,8 +1,8 @@
 """Cycles that a contraction should take on a target: what decides between ways to compute one thing (no TVM).
 
 A model of one core: register tiles (`tiles.tile_cycles`) for the arithmetic, and the stream of weights beside them.
-Ways that replace this one (Winograd's filtering, skipping zeros, thin factors) state their own cycles in its terms; the
-one that takes `MARGIN` times fewer is taken, and the build's report names each decision.
+Ways that replace this one (Winograd's filtering, skipping zeros) state their own cycles in its terms, and the fewest
+win; the build's report names the decision.
 """
 
 from dataclasses import dataclass
@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from graphc.backends.targets import Target
 from graphc.backends.tiles import channel_block, tile_cycles
 
-MARGIN = 1.05
-"""How much faster another way must look: the model is no better than that."""
 STREAM = 4.0
 """Bytes of weights that arrive per cycle: a network's weights do not stay in a cache between its runs."""
 AMX_PRODUCTS = 700.0
