@@ -30,6 +30,7 @@ from graphc.backends.worker import Server
 from graphc.bench import interleave
 from graphc.benchmark import profile
 from graphc.calibrate import calibrate
+from graphc.exporter import save
 from graphc.ir.graph import Graph
 from graphc.passes.fold import Fold
 from graphc.passes.protocol import Context, Pass
@@ -37,6 +38,7 @@ from graphc.passes.prune import Prune
 from graphc.passes.quantize import Quantize
 from graphc.peers import Run
 from graphc.runner import Runner
+from graphc.staging import MODEL
 from tests.bench.tasks import MEL, TASKS, Array, Rows, cifar, normalized, same, split
 from tests.conftest import find_shared
 
@@ -128,9 +130,8 @@ PAIRS = (("dense direct", "blocks 75 %"), ("int8 dense, VNNI", "int8 blocks 75 %
 def build(model: Path, out: Path, names: Sequence[str], again: bool) -> dict[str, Path]:
     """The folders of the artifacts."""
     graph = graphc.load(model)
-    graph = graphc.load(
-        model, {name: (1, *graph.types[name].shape[1:]) for name in graph.inputs if graph.types[name].shape}
-    )
+    open_ = {name: kind.shape for name in graph.inputs if (kind := graph.types[name]).shape and not kind.is_static}
+    graph = graphc.load(model, {name: (1, *map(int, shape[1:])) for name, shape in open_.items() if shape})
     folders = {}
     with Server() as server:
         for name in names:
@@ -138,8 +139,11 @@ def build(model: Path, out: Path, names: Sequence[str], again: bool) -> dict[str
             folder = out / "".join(c if c.isalnum() else "_" for c in name)
             if again or not folder.exists():
                 print(f"building {name}", file=sys.stderr, flush=True)
-                build_target(passed(graph, steps, target), target, folder, server, Cache())
-            folders[name] = folder
+                folder.mkdir(parents=True, exist_ok=True)
+                made = passed(graph, steps, target)
+                save(made, folder / MODEL)
+                build_target(made, target, folder / target.id, server, Cache())
+            folders[name] = folder / target.id
     return folders
 
 
@@ -156,14 +160,20 @@ def whole(folders: Mapping[str, Path]) -> dict[str, float]:
 def kernels(graph: Graph, dense: Path, sparse: Path) -> dict[str, list[float]]:
     """Form of a convolution -> how many times as fast each one's kernel is, its epilogue included."""
     convolutions = {node.name: graph.types[node.inputs[1]].dims for node in graph.nodes if node.op == "Conv"}
-    times = []
-    for folder in (dense, sparse):
-        calls = profile(folder, 1)
-        times.append({name: sum(c.seconds for c in calls if name in c.nodes) for name in convolutions})
+    first, second = (_seconds(folder, list(convolutions)) for folder in (dense, sparse))
     found: dict[str, list[float]] = {}
     for name, (_, inputs, *kernel) in convolutions.items():
         if prod(kernel) in (1, 9) and inputs > 3:
-            found.setdefault("x".join(map(str, kernel)), []).append(times[0][name] / times[1][name])
+            found.setdefault("x".join(map(str, kernel)), []).append(first[name] / second[name])
+    return found
+
+
+def _seconds(folder: Path, names: Sequence[str]) -> dict[str, float]:
+    """Node -> the median seconds of its calls; an integer node is named after the value that it quantizes."""
+    found = dict.fromkeys(names, 0.0)
+    for call in profile(folder, 1):
+        for name in {node.removesuffix("_q") for node in call.nodes} & found.keys():
+            found[name] += call.seconds
     return found
 
 
