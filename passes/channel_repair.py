@@ -93,7 +93,7 @@ class _Repair:
         self._context, self._count = context, len(feeds)
         self._layers = {node: layer for node in after.nodes if (layer := self._layer(node)) is not None}
         self._sums = {node: self._sum(node) for node in self._layers}
-        wanted = [self._target_name(node) for node in self._layers]
+        wanted = [name for node in self._layers for name in self._goals(node)]
         self._before, self._now = Walk(dense, feeds, wanted), Walk(after, feeds)
         self._touched = {name for name, _ in removed}
         self._same = {node.name: node.inputs for node in dense.nodes}
@@ -110,9 +110,8 @@ class _Repair:
             if is_touched:
                 self._touched.update(node.results)
             self._now.through(node)
-            if node in self._layers:
-                self._before.through_value(self._target_name(node))
-                self._before.release(self._target_name(node))
+            for name in self._goals(node) if node in self._layers else ():
+                self._before.release(name)
         return with_constants(self._after, self._changed)
 
     def _layer(self, node: Node) -> Layer | None:
@@ -149,16 +148,17 @@ class _Repair:
         shapes = {self._after.types[name] for name in (other, reader.outputs[0], node.outputs[0])}
         return (reader, other) if other not in self._after.constants and len(shapes) == 1 else None
 
-    def _target_name(self, node: Node) -> str:
+    def _goals(self, node: Node) -> tuple[str, ...]:
+        """Values of the dense graph that a layer may be fitted to: its own result, and the Add's behind it."""
         joined = self._sums[node]
-        return joined[0].outputs[0] if joined is not None else node.outputs[0]
+        return (node.outputs[0],) if joined is None else (node.outputs[0], joined[0].outputs[0])
 
     def _targets(self, node: Node) -> Iterator[Array]:
         """What the layer should come to, feed by feed."""
         joined = self._sums[node]
-        name = self._target_name(node)
         if joined is not None and not self._now.is_ready(joined[1]):
-            joined, name = None, node.outputs[0]
+            joined = None
+        name = node.outputs[0] if joined is None else joined[0].outputs[0]
         for i, values in enumerate(self._before.through_value(name)):
             wanted = select(self._dense, self._removed, name, values)
             yield wanted if joined is None else wanted - self._now.values[joined[1]][i]  # type: ignore[operator]

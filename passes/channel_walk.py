@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphc.ir.graph import Array, Graph, Node
-from graphc.passes.protocol import Observation, Statistics, Whole
+from graphc.passes.protocol import Context, Observation, Whole
 
 MOST_FEEDS = 1024
 MEMORY = 1 << 30
@@ -24,11 +24,14 @@ def feeds_wanted(graph: Graph) -> tuple[Observation, ...]:
     return tuple(Observation(name, Whole(MOST_FEEDS)) for name in graph.inputs)
 
 
-def feeds_of(graph: Graph, statistics: Statistics) -> list[dict[str, Array]]:
-    """Those feeds, as many as fit."""
-    stored = {wish.value: statistics[wish]["values"] for wish in feeds_wanted(graph)}
-    count = min(len(next(iter(stored.values()))), feeds_that_fit(graph))
-    return [{name: array[i] for name, array in stored.items()} for i in range(count)]
+def feeds_of(graph: Graph, context: Context) -> list[dict[str, Array]]:
+    """Those feeds, as many as fit in memory, spread evenly; the report says so where that is not all."""
+    stored = {wish.value: context.statistics[wish]["values"] for wish in feeds_wanted(graph)}
+    given = len(next(iter(stored.values())))
+    count = min(given, feeds_that_fit(graph))
+    if count < given:
+        context.note(graph.nodes[0], feeds_given=given, feeds_used=count)
+    return [{name: array[i * given // count] for name, array in stored.items()} for i in range(count)]
 
 
 def feeds_that_fit(graph: Graph) -> int:
@@ -62,16 +65,18 @@ class Walk:
         self._left = Counter(name for node in graph.nodes for name in node.reads)
         self._left.update(hold)
         self._next = 0
+        self._done = set(graph.inputs)
 
     def through(self, node: Node) -> None:
         """Run everything up to `node`, and it."""
-        while node.outputs[0] not in self.values and self._next < len(self.graph.nodes):
+        while node.outputs[0] not in self._done:
             self._run(self.graph.nodes[self._next])
+            self._done.update(self.graph.nodes[self._next].outputs)
             self._next += 1
 
     def through_value(self, name: str) -> list[Array]:
         """A held value or one still to be read, in every feed."""
-        if name not in self.values:
+        if name not in self._done:
             self.through(self.graph.producers[name])
         return self.values[name]
 
@@ -99,6 +104,9 @@ class Walk:
         else:
             self.constants.update(session.run({}))
             self.values.update({name: [self.constants[name]] * self._count for name in node.results})
+        for name in node.results:
+            if self._left[name] <= 0:
+                del self.values[name]
         for name in node.reads:
             self.release(name)
 

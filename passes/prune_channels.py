@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 
+from graphc.errors import InputError
 from graphc.ir.cost import cost
 from graphc.ir.graph import Array, Graph, Node
 from graphc.passes.channel_choice import Choice, Rung, removed_by
@@ -60,7 +62,7 @@ def observes(graph: Graph, options: Options) -> tuple[Observation, ...]:
 
 def apply(graph: Graph, options: Options, by_node: Mapping[Node, Options], context: Context) -> Graph:
     """`graph` with the channels cut that its options say; why others stay is in the context."""
-    feeds = feeds_of(graph, context.statistics) if needs_feeds(options) else []
+    feeds = feeds_of(graph, context) if needs_feeds(options) else []
     after = bare = graph
     for stage in range(len(options.stages)):
         before = apart(after)
@@ -190,5 +192,8 @@ def _is_taken(graph: Graph, family: Family, options: Options) -> bool:
 def _gradients(options: Options) -> Mapping[str, Array]:
     if options.gradients is None:
         return {}
-    with np.load(options.gradients, allow_pickle=False) as stored:
-        return dict(stored)
+    try:
+        with np.load(options.gradients, allow_pickle=False) as stored:
+            return dict(stored)
+    except (OSError, ValueError, TypeError, BadZipFile) as error:
+        raise InputError(str(options.gradients), "expected an .npz of arrays by name of weights.") from error

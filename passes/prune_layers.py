@@ -68,24 +68,27 @@ def observes(graph: Graph, options: Options) -> tuple[Observation, ...]:
 
 def apply(graph: Graph, options: Options, by_node: Mapping[Node, Options], context: Context) -> Graph:
     """`graph` without some of its blocks. A rule with sparsity 0 for a block's Add keeps that block."""
-    feeds = feeds_of(graph, context.statistics)
-    found = [block for block in blocks(graph) if max(by_node[block.join].stages)]
-    if not found:
-        for node in graph.nodes[-1:]:
-            context.skip(node, "the graph has no residual block that may go")
+    feeds = feeds_of(graph, context)
+    free = {node.name for node, own in by_node.items() if max(own.stages)}
+    every = [block for block in blocks(graph) if block.join.name in free]
+    if not every:
+        context.skip(graph.nodes[-1], "the graph has no residual block that may go")
         return graph
-    changes = _means(graph, found, feeds)
-    worth = [changes[block][0] for block in found]
-    if options.allocation == "sensitivity":
-        worth = list(_felt(graph, found, feeds, context))
-    ordered = [found[i] for i in np.argsort(worth, kind="stable")]
-    after = graph
+    after, gone = graph, set[str]()
     for target in options.stages:
-        chosen = _enough(graph, ordered, target, options.macs is not None)
+        found = [block for block in blocks(after) if block.join.name in free - gone]
+        changes = _means(after, found, feeds)
+        worth = [changes[block][0] for block in found]
+        if options.allocation == "sensitivity":
+            worth = list(_felt(after, found, feeds, context))
+        ordered = [found[i] for i in np.argsort(worth, kind="stable")]
+        left = target * (cost(graph).macs or 0) if options.macs is not None else None
+        chosen = _enough(after, ordered, round(target * len(every)) - len(gone), left)
         shifts = {block: changes[block][1] for block in chosen} if options.repair != "none" else {}
-        after = repaired(graph, without(graph, chosen, shifts), {}, feeds, options.repair, context)
-    if options.repair != "none" and after is not graph:
-        context.compare("without repair", without(graph, chosen, {}))
+        after = repaired(after, without(after, chosen, shifts), {}, feeds, options.repair, context)
+        gone |= {block.join.name for block in chosen}
+    if options.repair != "none" and gone:
+        context.compare("without repair", without(graph, [b for b in every if b.join.name in gone], {}))
     return after
 
 
@@ -135,14 +138,12 @@ def _felt(graph: Graph, found: Sequence[Block], feeds: Feeds, context: Context) 
         yield distance(expected, outputs(without(graph, [block], {}), graph, some))
 
 
-def _enough(graph: Graph, ordered: Sequence[Block], target: float, of_macs: bool) -> list[Block]:
-    """The first blocks: a share of all, or until the MACs are down to a share. None lies in another."""
+def _enough(graph: Graph, ordered: Sequence[Block], count: int, macs: float | None) -> list[Block]:
+    """The first blocks: `count` of them, or until no more than `macs` are left. None lies in another."""
     chosen: list[Block] = []
-    whole = cost(graph).macs or 0
-    left = whole
+    left = cost(graph).macs or 0
     for block in ordered:
-        done = left <= target * whole if of_macs else len(chosen) >= round(target * len(ordered))
-        if done:
+        if (len(chosen) >= count) if macs is None else (left <= macs):
             break
         if all(block.inside.isdisjoint({*other.inside, other.join}) and block.join not in other.inside
                for other in chosen):  # fmt: skip

@@ -152,6 +152,14 @@ def test_schedules_end_where_one_step_does() -> None:
     assert channels(after) == [8, 12, 5] == channels(context.compared["without repair"])
 
 
+def test_feeds_that_do_not_fit_in_memory_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = chain()
+    monkeypatch.setattr("graphc.passes.channel_walk.MEMORY", 1 << 17)
+    _, context = pruned(graph, sparsity=0.25, repair="bias")
+    figures = context.notes[0].figures
+    assert figures["feeds_given"] == 24 and 1 <= figures["feeds_used"] < 24
+
+
 def test_batch_norms_are_estimated_anew() -> None:
     body = "a = Conv (x, w) n = BatchNormalization (a, g, b, m, v) r = Relu (n) y = Conv (r, u)"
     arrays = {"w": normal(16, 3, 3, 3), "u": normal(5, 16, 1, 1), "g": normal(16), "b": normal(16)}
@@ -172,6 +180,41 @@ def test_the_block_that_does_least_goes() -> None:
     bare = context.compared["without repair"]
     assert sum(node.op == "Conv" for node in bare.nodes) == 6
     assert error(graph, after) < error(graph, bare) < 0.01
+
+
+def test_blocks_go_one_step_after_another() -> None:
+    graph = residual()
+    after, context = pruned(graph, pattern="layers", method="similarity", sparsity=[0.34, 0.67], repair="least_squares")
+    bare = context.compared["without repair"]
+    assert [sum(node.op == "Conv" for node in each.nodes) for each in (after, bare)] == [4, 4]
+    assert error(graph, after) < error(graph, bare)
+
+
+def test_sums_whose_other_side_runs_later_are_repaired_too() -> None:
+    """c is summed last and runs first; a and b are summed before."""
+    body = """
+        h = Conv (x, w0, b0)
+        r = Relu (h)
+        c = Conv (r, w1, b1)
+        a = Conv (r, w2, b1)
+        b = Conv (r, w3, b1)
+        s = Add (a, b)
+        t = Add (c, s)
+        y = Conv (t, w4)
+    """
+    arrays = {f"w{i}": normal(8, 8, 1, 1) for i in (1, 2, 3)}
+    graph = model(
+        IMAGE, body, **arrays, w0=normal(8, 3, 1, 1), b0=normal(8), b1=normal(8), w4=normal(5, 8, 1, 1)
+    )  # fmt: skip
+    after, context = pruned(graph, method="reconstruction", sparsity=0.25, repair="least_squares")
+    assert error(graph, after) < error(graph, context.compared["without repair"])
+
+
+def test_a_file_of_gradients_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "gradients.npz"
+    path.write_text("nothing")
+    with pytest.raises(InputError, match="of arrays by name of weights"):
+        pruned(chain(), method="taylor", sparsity=0.5, gradients=path)
 
 
 def test_layers_go_by_what_the_outputs_feel() -> None:
