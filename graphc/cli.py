@@ -156,6 +156,9 @@ def verify(
     accuracy: Annotated[
         int, typer.Option("--accuracy", metavar="N", min=0, help="Measure the spec's metric too, on N samples.")
     ] = 0,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="On an emulated board: the instructions of each call.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Compare an artifact with its model, value by value; code for another processor runs in an emulator.
@@ -164,7 +167,7 @@ def verify(
     """
     from graphc.cli_artifact import verify_artifact
 
-    verify_artifact(artifact, samples, threads, accuracy, json)
+    verify_artifact(artifact, samples, threads, accuracy, layers, json)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphc import terminal
+from graphc.artifact import Manifest
 from graphc.errors import InputError, VerificationError
 from graphc.ir.graph import Array
 from graphc.runner import Runner
@@ -18,6 +19,7 @@ from graphc.terminal import duration, line_out, table
 if TYPE_CHECKING:
     from graphc.benchmark import Benchmark, CallTime
     from graphc.roofline import Roofline
+    from graphc.verify import OnBoard
 
 
 def run_artifact(folder: Path, inputs: Sequence[str], output: Path, threads: int) -> None:
@@ -58,8 +60,13 @@ def _file_name(output: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in output).lstrip(".") or "output"
 
 
-def verify_artifact(folder: Path, samples: int, threads: int, accuracy: int, as_json: bool) -> None:
-    """Compare, print, and raise VerificationError, with the first node that differs, where they do not agree."""
+def verify_artifact(
+    folder: Path, samples: int, threads: int, accuracy: int, layers: bool, as_json: bool
+) -> None:
+    """Compare, print, and raise VerificationError, with the first node that differs, where they do not agree.
+
+    `layers` adds what each call took on an emulated board.
+    """
     from graphc.accuracy import accuracy_of
     from graphc.backends.cache import Cache
     from graphc.diverge import first_divergence
@@ -89,9 +96,23 @@ def verify_artifact(folder: Path, samples: int, threads: int, accuracy: int, as_
         table(("output", "must agree to", "elements", "differ", "largest error", ""), rows, "<<>>><")
         if judged is not None:
             line_out(f"{judged.metric} {judged.value:.4g}{judged.unit} on {judged.samples} samples")
+        if result.on_board is not None:
+            _print_on_board(found.manifest, result.on_board, layers)
     if not result.agrees:
         names = ", ".join(c.name for c in result.outputs if not c.agrees)
         raise VerificationError(str(folder), f"differs from its model in {names}: {where}")
+
+
+def _print_on_board(manifest: Manifest, taken: "OnBoard", layers: bool) -> None:
+    """Instructions and stack of one run, and of each call where they are asked for."""
+    line_out(f"on the emulated {taken.board}: {taken.instructions:,} instructions a run, to {taken.tick:g} a call")
+    line_out(f"stack: {taken.stack} bytes seen, {taken.stack_bound} at most")
+    if layers:
+        rows = [
+            (str(index), ", ".join(step.nodes), step.kernel, f"{count:,}", f"{count / taken.instructions:.1%}")
+            for index, (step, count) in enumerate(zip(manifest.steps, taken.steps, strict=True))
+        ]
+        table(("call", "nodes", "kernel", "instructions", "share"), rows, "><<>>")
 
 
 def _mark(agrees: bool) -> str:

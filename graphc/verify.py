@@ -8,6 +8,7 @@ The reference is onnxruntime without graph optimizations on the build's model.on
 graphc.backends.reference instead: onnxruntime rounds them differently from one optimization level to the next.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from graphc.artifact import Manifest
 from graphc.backends.integer import integerize
 from graphc.backends.integer_region import DOMAIN
 from graphc.backends.reference import Reference
+from graphc.emulated_board import EmulatedBoard
 from graphc.emulator import open_anywhere
 from graphc.errors import VerificationError
 from graphc.execute import Session
@@ -25,6 +27,7 @@ from graphc.measure import by_name
 from graphc.noise import MARGIN, RUNS, Shaken, exact_values, stepping_values
 from graphc.progress import Progress, silent
 from graphc.quality import Difference, Model
+from graphc.runner import Opened
 from graphc.samples import Inputs, inputs_for, model_beside
 
 TOLERANCE = {"float32": 1e-4, "bf16": 2e-2}
@@ -49,12 +52,27 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class OnBoard:
+    """What a run on an emulated board took: `instructions`, all and by entry of `manifest.steps` (to `tick` of them),
+    and bytes of stack, beside what the build said they are at most."""
+
+    board: str
+    instructions: int
+    steps: tuple[int, ...]
+    tick: float
+    stack: int
+    stack_bound: int
+
+
+@dataclass(frozen=True, slots=True)
 class Verification:
-    """`inputs` says what was fed; `integer_nodes` counts the nodes of the integer arithmetic."""
+    """`inputs` says what was fed; `integer_nodes` counts the nodes of the integer arithmetic. `on_board` is there for
+    artifacts without an operating system."""
 
     inputs: str
     integer_nodes: int
     outputs: tuple[Comparison, ...]
+    on_board: OnBoard | None = None
 
     @property
     def agrees(self) -> bool:
@@ -83,7 +101,7 @@ def subject(folder: Path, samples: int) -> Subject:
 def verify(folder: Path, samples: int, threads: int = 1, progress: Progress = silent) -> Verification:
     """Run the artifact in `folder` and its reference on the same `samples` inputs.
 
-    An artifact for another Linux processor runs in an emulator (graphc.emulator).
+    An artifact for another Linux processor, or for a board without a system, runs in an emulator (graphc.emulator).
     Raises InputError where the artifact or its model is missing, UnsupportedError where it cannot run on this machine,
     ToolchainError where the emulator is missing.
     """
@@ -92,17 +110,39 @@ def verify(folder: Path, samples: int, threads: int = 1, progress: Progress = si
 
 def compare_subject(subject: Subject, threads: int = 1, progress: Progress = silent) -> Verification:
     """`verify` for what `subject` has read."""
+    taken: list[OnBoard] = []
+
+    def count(runner: Opened, given: Mapping[str, Array]) -> None:
+        if isinstance(runner, EmulatedBoard):
+            taken.append(_on_board(runner, given))
+
     return Verification(
         inputs=subject.inputs.source,
         integer_nodes=sum(node.domain == DOMAIN for node in subject.graph.nodes),
-        outputs=compare(subject, subject.folder, subject.graph, threads, progress),
+        outputs=compare(subject, subject.folder, subject.graph, threads, progress, count),
+        on_board=taken[0] if taken else None,
     )
 
 
+def _on_board(runner: EmulatedBoard, given: Mapping[str, Array]) -> OnBoard:
+    """One more run, each call apart."""
+    steps = runner.profile(*(given[tensor.name] for tensor in runner.inputs))
+    bound = runner.manifest.footprint.stack if runner.manifest.footprint else 0
+    return OnBoard(runner.board.id, sum(steps), tuple(steps), runner.tick, runner.counts.stack, bound)
+
+
 def compare(
-    subject: Subject, folder: Path, graph: Graph, threads: int = 1, progress: Progress = silent
+    subject: Subject,
+    folder: Path,
+    graph: Graph,
+    threads: int = 1,
+    progress: Progress = silent,
+    after: Callable[[Opened, Mapping[str, Array]], None] | None = None,
 ) -> tuple[Comparison, ...]:
-    """Each output of the artifact in `folder` against `graph`'s: the subject's, or the same with other outputs."""
+    """Each output of the artifact in `folder` against `graph`'s: the subject's, or the same with other outputs.
+
+    `after` gets the opened artifact, and the last inputs, when all have run.
+    """
     reference, feeds = oracle(graph), subject.inputs.feeds
     tolerance = TOLERANCE[subject.manifest.target["arithmetic"]]
     exact, stepping = exact_values(graph), stepping_values(graph)
@@ -119,6 +159,8 @@ def compare(
                 moved = shaken.run(given) if shaken else {}
                 for name in stepping.intersection(graph.outputs):
                     judges[name].noise.add(moved[name], expected[name])
+        if after is not None and feeds:
+            after(runner, feeds[-1])
     progress("verify", 1.0)
     return tuple(judge.comparison() for judge in judges.values())
 
