@@ -1,8 +1,11 @@
 """Programs for boards without an operating system, as text: start-up code, linker script, and a main of each kind.
 
+example     runs a model again and again: what a user starts from
 verify      takes inputs and gives outputs, times and stack use through a debugger (semihosting): what
             `graphc verify` runs in an emulator
 """
+
+from collections.abc import Sequence
 
 from graphc.artifact import Manifest, Tensor
 from graphc.backends.boards import Board, Memory
@@ -10,15 +13,40 @@ from graphc.backends.emit_c import c_type, fill, template
 from graphc.backends.emit_names import comment
 from graphc.errors import BudgetError
 
-STACK = 4096
+STACK = 1024
 """Bytes that a program keeps for the stack beside what the model needs."""
-LINKER = 8192
+LINKER = 4096
 """Bytes of flash for start-up code and main."""
 
 
 def start() -> str:
     """`start.c`: vector table, memory, then main."""
     return template("device_start.c")
+
+
+PICO = {"rp2040": "pico", "rp2350": "pico2"}
+"""Start-up family -> the board as Raspberry Pi's SDK calls it, which brings start-up code and linker script."""
+
+
+def example(manifest: Manifest, board: Board, flags: Sequence[str]) -> dict[str, str]:
+    """A project that runs the model on `board`, by file name; `flags` tell its compiler the processor."""
+    common = {"title": comment(manifest.name), "name": board.name, "prefix": manifest.identifier}
+    common |= {"PREFIX": manifest.identifier.upper(), "flash_with": board.flash_with or "the board's own tool"}
+    tensors = (*manifest.inputs, *manifest.outputs)
+    main = fill(
+        template("device_example.c.in"),
+        **common,
+        tensors="".join(_tensor(common["PREFIX"], tensor) for tensor in tensors),
+        inputs=", ".join(tensor.identifier for tensor in manifest.inputs) or "none",
+        outputs=", ".join(tensor.identifier for tensor in manifest.outputs),
+        arguments="".join(f", {tensor.identifier}" for tensor in tensors),
+    )
+    if board.startup in PICO:
+        cmake = fill(template("device_example_pico.txt.in"), **common, pico=PICO[board.startup])
+        return {"main.c": main, "CMakeLists.txt": cmake}
+    cmake = fill(template("device_example_cmake.txt.in"), **common, flags=" ".join(flags))
+    script = linker_script(manifest, board)
+    return {"main.c": main, "start.c": start(), "board.ld": script, "CMakeLists.txt": cmake}
 
 
 def verify_main(manifest: Manifest) -> str:

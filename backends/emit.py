@@ -17,7 +17,7 @@ from typing import Protocol
 
 from graphc import artifact
 from graphc.artifact import Footprint, Manifest, Quantization, Step, Work
-from graphc.backends import emit_c, emit_weights, fit, freestanding
+from graphc.backends import device, emit_c, emit_weights, fit, freestanding
 from graphc.backends.elf import loaded_bytes
 from graphc.backends.emit_c import Unit
 from graphc.backends.emit_weights import Weights
@@ -86,6 +86,7 @@ def emit(
             if name is not None:
                 shutil.move(work / name, result / name)
         (result / "CMakeLists.txt").write_text(_cmake(unit), encoding="utf-8")
+        _write_example(unit, described, toolchain, result / "example")
         (result / artifact.MANIFEST).write_text(described.to_json(), encoding="utf-8")
         _replace(result, folder, Path(temporary) / "before")
     return described
@@ -207,6 +208,17 @@ def _cmake(unit: Unit) -> str:
     libraries = threads if unit.target.system else ""
     text = emit_c.template("CMakeLists_c.txt.in" if unit.in_c else "CMakeLists.txt.in")
     return emit_c.fill(text, prefix=unit.prefix, libraries=libraries)
+
+
+def _write_example(unit: Unit, manifest: Manifest, toolchain: Toolchain, folder: Path) -> None:
+    """A project to start from, for a board without an operating system."""
+    board = unit.target.board
+    if board is None or board.flash is None or unit.target.hosted:
+        return
+    folder.mkdir()
+    flags = [flag for flag in toolchain.compiler if flag.startswith("-m")]
+    for name, text in device.example(manifest, board, flags).items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _replace(result: Path, folder: Path, before: Path) -> None:

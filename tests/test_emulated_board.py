@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import graphc
 from graphc.artifact import Manifest
 from graphc.backends.boards import BOARDS, Memory
 from graphc.backends.elf import defined_symbols, undefined_symbols
 from graphc.backends.targets import Target, resolve
-from graphc.emulated_board import EMULATOR, EmulatedBoard, board_for
+from graphc.backends.toolchain import FREESTANDING
+from graphc.emulated_board import EMULATOR, MAIN_FRAME, EmulatedBoard, board_for
 from graphc.errors import BudgetError, InputError, ToolchainError, UnsupportedError
+from graphc.verify import verify
+from tests import small
 from tests.backends.c_programs import bare_toolchain, build_bare, demo, demo_reference
 
 CPUS = ("cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55")
@@ -118,3 +122,60 @@ def test_a_missing_emulator_says_what_to_install(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ToolchainError, match="apt install qemu-system-arm"):
         EmulatedBoard(tmp_path / "m4")
+
+
+@pytest.mark.parametrize("id_", ["nrf52840", "stm32h743", "nucleo-f411re", "mps2-an386", "rp2040"])
+def test_a_project_to_start_from_links(id_: str, tmp_path: Path) -> None:
+    """With the board's own memories; where its maker's SDK brings the start-up code, the program is compiled alone."""
+    target = resolve({"board": id_})
+    manifest = build_bare(demo(), tmp_path / id_, target)
+    folder, tools = tmp_path / id_ / "example", bare_toolchain(target.cpu)
+    for file in (manifest.files.header, manifest.files.archive):
+        shutil.copy(tmp_path / id_ / file, folder / file)
+    sources = [path.stem for path in folder.glob("*.c")]
+    for source in sources:
+        tools.compile(f"{source}.c", f"{source}.o", folder, (*FREESTANDING, "-Werror"))
+    assert "demo" in (folder / "CMakeLists.txt").read_text()
+    if "start" in sources:
+        objects = [f"{source}.o" for source in sources]
+        tools.link_device([*objects, manifest.files.archive], "board.ld", "program.elf", folder)
+        assert (folder / "program.elf").stat().st_size > 0
+
+
+@pytest.mark.usefixtures("emulator")
+def test_verification_counts_what_a_run_takes(tmp_path: Path) -> None:
+    spec = small.write(tmp_path, small.SPEC.replace("{cpu: native}", "{board: mps2-an386}"))
+    built = graphc.compile(None, spec, out=tmp_path / "build")
+    found = verify(built.artifact("mps2-an386"), samples=4)
+    assert found.agrees and found.integer_nodes > 0 and found.on_board is not None
+    assert found.on_board.instructions == sum(found.on_board.steps) > 1000
+    assert 0 < found.on_board.stack <= found.on_board.stack_bound + MAIN_FRAME
+
+
+@pytest.mark.parametrize(
+    ("memory", "problem"),
+    [
+        (
+            {"ram": "256B", "flash": "1MiB"},
+            r"bytes of RAM are missing: the arena takes \d+ bytes of 256; most is",
+        ),
+        ({"ram": "64KiB", "flash": "64B"}, r"bytes of flash are missing: the weights take \d+ bytes of 64"),
+    ],
+)
+def test_a_model_too_large_is_an_error_before_code_is_generated(
+    memory: dict[str, str], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile_kernels(*_: object) -> None:
+        raise AssertionError("code was generated")
+
+    monkeypatch.setattr("graphc.backends.kernels.compile_kernels", compile_kernels)
+    small.write(tmp_path)
+    spec = {
+        "model": {"path": str(tmp_path / "small.onnx"), "inputs": {"image": [1, 3, 8, 8]}},
+        "targets": [{"board": {"name": "tiny", "cpu": "cortex-m4", **memory}}],
+    }
+    with pytest.raises(BudgetError, match=problem) as error:
+        graphc.compile(None, spec, out=tmp_path / "build")
+    assert error.value.exit_code == 3
+    assert "`quantize` to int8" in str(error.value)
+    assert not list((tmp_path / "build").glob("**/*.*"))
