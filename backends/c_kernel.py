@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import tvm
 from tvm import tirx
+from tvm.target.codegen import llvm_get_intrinsic_name
 
 from graphc.backends.objects import scalar_function
 from graphc.errors import InternalError
@@ -176,7 +177,7 @@ class _Printer:
         self._define(stmt.var, stmt.value)
 
     def _evaluate(self, stmt: Any) -> None:
-        if isinstance(stmt.value, tvm.ir.Call) and stmt.value.op.name not in ("tirx.prefetch",):
+        if isinstance(stmt.value, tvm.ir.Call) and not _is_prefetch(stmt.value):
             self._line(f"{self.expression(stmt.value)};")
 
     def _break(self, _: Any) -> None:
@@ -358,6 +359,13 @@ class _Printer:
 
     def _line(self, text: str) -> None:
         self.lines.append("    " * self.depth + text)
+
+
+def _is_prefetch(call: Any) -> bool:
+    """Whether a call only asks for memory that will be read soon."""
+    if call.op.name != "tirx.call_llvm_intrin":
+        return False
+    return str(llvm_get_intrinsic_name(int(call.args[0].value))).startswith("llvm.prefetch")
 
 
 def integer(value: int, dtype: str) -> str:
