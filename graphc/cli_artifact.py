@@ -60,9 +60,7 @@ def _file_name(output: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in output).lstrip(".") or "output"
 
 
-def verify_artifact(
-    folder: Path, samples: int, threads: int, accuracy: int, layers: bool, as_json: bool
-) -> None:
+def verify_artifact(folder: Path, samples: int, threads: int, accuracy: int, layers: bool, as_json: bool) -> None:
     """Compare, print, and raise VerificationError, with the first node that differs, where they do not agree.
 
     `layers` adds what each call took on an emulated board.
