@@ -97,7 +97,7 @@ def test_only_other_linux_processors_are_emulated(build: Build) -> None:
 
 
 def test_the_spec_of_the_raspberry_pi_builds_verifies_and_is_as_good_as_here(tmp_path: Path) -> None:
-    build = graphc.compile(None, Path(__file__).parent.parent / "specs" / "raspberry-pi-4.yaml", out=tmp_path)
+    build = graphc.compile(None, Path(__file__).parent.parent / "specs" / "digits_raspberry_pi_4.yaml", out=tmp_path)
     board = build.artifact("raspberry-pi-4")
     found = verify(board, samples=4)
     assert found.agrees and found.integer_nodes >= 7

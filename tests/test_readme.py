@@ -24,7 +24,7 @@ class Block:
 
 BLOCKS = [Block(*found) for found in re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)]
 COMMANDS = [block.text for block in BLOCKS if block.language == "bash"]
-QUICKSTART, TESTS, TOOLS, COMPILE = COMMANDS
+QUICKSTART, TESTS, TOOLS, COMPILE, BOARD = COMMANDS
 
 
 def only(language: str) -> str:
@@ -33,7 +33,7 @@ def only(language: str) -> str:
 
 
 def test_every_block_is_run_here() -> None:
-    assert [block.language for block in BLOCKS] == ["bash", "bash", "yaml", "bash", "python", "c", "bash"]
+    assert [block.language for block in BLOCKS] == ["bash", "bash", "yaml", "bash", "python", "c", "bash", "bash"]
     assert README.count("```") == 2 * len(BLOCKS)
     assert "graphc build specs/digits.yaml" in QUICKSTART and "pytest" in TESTS
 
@@ -116,3 +116,11 @@ def test_c(workshop: Path) -> None:
         [sys.executable, "-c", code], cwd=workshop, capture_output=True, text=True, check=True
     ).stdout
     assert [float(line.split(":")[1]) for line in printed] == pytest.approx([float(x) for x in found.split()], rel=1e-5)
+
+
+def test_the_board(workshop: Path) -> None:
+    for program, package in (("arm-none-eabi-gcc", "gcc-arm-none-eabi"), ("qemu-system-arm", "qemu-system-arm")):
+        if shutil.which(program) is None:
+            pytest.skip(f"no {program} here (Debian: {package})")
+    printed = shell(BOARD, workshop, environment(workshop))
+    assert "mps2-an386" in printed and "instructions" in printed
