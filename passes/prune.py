@@ -72,7 +72,7 @@ def _beside_spec(path: Path, info: ValidationInfo) -> Path:
 class Prune(Pass):
     """Weights, channels, heads or layers that matter least are removed: Conv(x, w) -> Conv(x, SparseToDense(m, v))."""
 
-    overridable: ClassVar[frozenset[str]] = frozenset({"method", "sparsity", "block", "bias_correction"})
+    overridable: ClassVar[frozenset[str]] = frozenset({"method", "sparsity", "block", "repair"})
 
     kind: Literal["prune"] = "prune"
     method: Annotated[Method, Field(description="which weights matter least; wanda and sparsegpt need calibration")]
@@ -100,17 +100,12 @@ class Prune(Pass):
         Literal["auto"] | Count,
         Field(description="channels, heads: what stays is a multiple; auto: the target's vector"),
     ] = 1
-    repair: Annotated[
-        Repair, Field(description="channels, heads, layers: what stays makes up for what went, on calibration data")
-    ] = "none"
+    repair: Annotated[Repair, Field(description="what stays makes up for what went, on calibration data")] = "none"
     gradients: Annotated[
         Path | None,
         AfterValidator(lambda path, info: path if path is None else _beside_spec(path, info)),
         Field(description="an .npz of gradients by name of weights, for taylor and fisher"),
     ] = None
-    bias_correction: Annotated[
-        bool, Field(description="biases make up for the mean of what weights that go added; needs calibration data")
-    ] = False
 
     @model_validator(mode="after")
     def _fits_the_pattern(self) -> Self:
@@ -123,7 +118,6 @@ class Prune(Pass):
                 f"{_either(ALLOCATIONS[self.family])} (those that pattern {self.family} knows)",
             ),
             "block": (self.block is not None and self.family != "block", "nothing (the pattern is not 'block')"),
-            "bias_correction": (self.bias_correction and not self.of_weights, "repair (for patterns of structure)"),
             **self._wrong_of_structure(),
         }
         if self.of_weights and self.allocation == "global" and self.method != "magnitude":
@@ -176,7 +170,7 @@ class Prune(Pass):
         why = f"(pattern {self.pattern} leaves the graph its shape)"
         return {
             "macs": (self.macs is not None and self.of_weights, f"nothing {why}"),
-            "repair": (self.repair != "none" and self.of_weights, f"'none' {why}"),
+            "repair": (self.repair == "batch_norm" and self.of_weights, f"'none', 'bias' or 'least_squares' {why}"),
             "round_to": (self.round_to != 1 and self.family not in ("channels", "heads"), f"1 {why}"),
             "where": (
                 not self.of_weights and any(rule.overrides.keys() - {"sparsity"} for rule in self.where),

@@ -34,6 +34,21 @@ def solve(weights: Doubles, gram: Doubles, inputs: int, shape: Shape, share: flo
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
+def refit(wanted: Doubles, start: Doubles, gone: Mask, gram: Doubles) -> Doubles:
+    """`start` [groups, outputs, K] with the weights that are not `gone` fitted to `wanted`; `gram` [groups, K, K]."""
+    return np.stack(
+        [
+            fitted(w, s, ~zero, _damped(g)) if g.diagonal().any() else s
+            for w, s, zero, g in zip(wanted, start, gone, gram, strict=True)
+        ]
+    )
+
+
+def _damped(gram: Doubles) -> Doubles:
+    damped: Doubles = gram + DAMPING * gram.diagonal().mean() * np.eye(len(gram))
+    return damped
+
+
 def _unused(weights: Doubles, inputs: int, shape: Shape, share: float) -> tuple[Doubles, Mask]:
     """Inputs that are always zero: any weights will do."""
     gone = pruned(weights**2, inputs, shape, share)
@@ -42,7 +57,7 @@ def _unused(weights: Doubles, inputs: int, shape: Shape, share: float) -> tuple[
 
 def _group(weights: Doubles, gram: Doubles, inputs: int, shape: Shape, share: float) -> tuple[Doubles, Mask]:
     depth = weights.shape[2]
-    damped = gram + DAMPING * gram.diagonal().mean() * np.eye(depth)
+    damped = _damped(gram)
     factor = np.linalg.cholesky(np.linalg.inv(damped)).T
     left, gone = weights.copy(), np.zeros(weights.shape, bool)
     for start, stop, width in _batches(depth, inputs, shape):

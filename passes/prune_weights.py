@@ -7,9 +7,10 @@
   (2023), eq. 1. The norm is that of an input channel.
 - sparsegpt: prune_solver.py; what stays is updated.
 
-`bias_correction` takes the mean of the change at the output, E[X] dW^T, out of the bias of a Conv or Gemm (M. Nagel et
-al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, eq. 16-17). What is left of the
-error then is that of centred inputs, G - n E[X]^T E[X], and that is what sparsegpt makes small.
+Every repair takes the mean of the change at the output, E[X] dW^T, out of the bias of a Conv or Gemm (M. Nagel et al.,
+"Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, eq. 16-17). What is left of the error
+then is that of centred inputs, G - n E[X]^T E[X]. `least_squares` also fits the weights that stay, row by row, to where
+that is least (prune_solver.py), which sparsegpt does of itself.
 
 A worth is squared, so that those of a block add up. Masks: prune_masks.py; shares: prune_allocation.py.
 """
@@ -25,11 +26,12 @@ import numpy.typing as npt
 from graphc.ir.edit import Edit
 from graphc.ir.graph import Array, Graph, Node
 from graphc.ir.sparse import Mask, dense_of, pruned_values, sparse
+from graphc.passes.channel_repair import Repair
 from graphc.passes.layers import Layer, layer_of, output_error
 from graphc.passes.protocol import Context, Observation, Statistics, has_weights
 from graphc.passes.prune_allocation import Allocation, Candidate, allocated
 from graphc.passes.prune_masks import Shape, blocked, pruned
-from graphc.passes.prune_solver import solve
+from graphc.passes.prune_solver import refit, solve
 
 Doubles = npt.NDArray[np.float64]
 
@@ -51,7 +53,7 @@ class Options(Protocol):
     @property
     def block(self) -> Literal["auto"] | tuple[int, int] | None: ...
     @property
-    def bias_correction(self) -> bool: ...
+    def repair(self) -> Repair: ...
 
 
 def observes(graph: Graph, options: Mapping[Node, Options], allocation: Allocation) -> tuple[Observation, ...]:
@@ -67,11 +69,11 @@ def observes(graph: Graph, options: Mapping[Node, Options], allocation: Allocati
 
 
 def _wishes(layer: Layer, options: Options, allocation: Allocation) -> Iterator[Observation]:
-    if options.method == "sparsegpt" or allocation == "sensitivity":
+    if options.method == "sparsegpt" or options.repair == "least_squares" or allocation == "sensitivity":
         yield layer.gram
     elif options.method == "wanda":
         yield layer.moments
-    if options.bias_correction:
+    if options.repair != "none":
         yield layer.total
 
 
@@ -106,7 +108,7 @@ def _write(edit: Edit, tensor: "_Tensor", weights: Doubles, gone: Mask, context:
     made = sparse(edit, dense, kept, name, before or layer.node)
     for each in tensor.layers:
         operands = [each.node.inputs[0], made, *each.node.inputs[2:]]
-        if tensor.options.bias_correction:
+        if tensor.options.repair != "none":
             why = _correct_bias(edit, each, operands, tensor.drift(each, weights, context.statistics))
             if why:
                 context.skip(each.node, f"its bias is not corrected: {why}")
@@ -167,14 +169,14 @@ class _Tensor:
         return self.layers[0].restore(back)
 
     def gram(self, statistics: Statistics) -> Doubles:
-        """Second moments of the inputs [groups, K, K]; with `bias_correction` around their mean."""
+        """Second moments of the inputs [groups, K, K]; where biases are repaired around their mean."""
         total = np.asarray(sum(self._gram(layer, statistics) for layer in self.layers))
         columns = self._taps_first
         return total[:, columns[:, None], columns[None]]
 
     def _gram(self, layer: Layer, statistics: Statistics) -> Doubles:
         gram = statistics[layer.gram]["gram"].astype(np.float64)
-        if not self.options.bias_correction:
+        if self.options.repair == "none":
             return gram
         total, count = (
             statistics[layer.total]["total"].astype(np.float64),
@@ -210,7 +212,10 @@ class _Tensor:
             return solve(self.weights, self.gram(statistics), self.inputs, self.shape, share)
         by_output = self.options.method == "wanda" and self.shape.outputs == 1
         gone = pruned(self.worth(statistics), self.inputs, self.shape, share, by_output)
-        return np.where(gone, 0.0, self.weights), gone
+        left = np.where(gone, 0.0, self.weights)
+        if self.options.repair == "least_squares":
+            left = refit(self.weights, left, gone, self.gram(statistics))
+        return left, gone
 
     def candidate(self, statistics: Statistics) -> Candidate:
         return Candidate(

@@ -45,15 +45,22 @@ from tests.conftest import find_shared
 CALIBRATION = 1000
 BATCH = 50
 HALF = {"pattern": "unstructured", "sparsity": 0.5}
-CORRECTED = {**HALF, "bias_correction": True}
+CORRECTED = {**HALF, "repair": "bias"}
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "magnitude 50 %": {**HALF, "method": "magnitude"},
     "Wanda 50 %": {**HALF, "method": "wanda"},
     "Wanda 50 %, sensitivity, bias": {**CORRECTED, "method": "wanda", "allocation": "sensitivity"},
+    "Wanda 50 %, least squares": {**HALF, "method": "wanda", "repair": "least_squares"},
+    "Wanda 50 %, sensitivity, least squares": {
+        **HALF,
+        "method": "wanda",
+        "allocation": "sensitivity",
+        "repair": "least_squares",
+    },
     "SparseGPT 50 %": {**HALF, "method": "sparsegpt"},
     "SparseGPT 50 %, bias": {**CORRECTED, "method": "sparsegpt"},
     "SparseGPT 50 %, sensitivity, bias": {**CORRECTED, "method": "sparsegpt", "allocation": "sensitivity"},
-    "SparseGPT 2:4, bias": {"pattern": "2:4", "method": "sparsegpt", "bias_correction": True},
+    "SparseGPT 2:4, bias": {"pattern": "2:4", "method": "sparsegpt", "repair": "bias"},
 }
 ROWS = {"resnet56": cifar(normalized, CALIBRATION), "ds_cnn_l": split(MEL, same, 100)}
 SECONDS = 8.0

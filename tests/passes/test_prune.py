@@ -178,9 +178,11 @@ def test_what_is_known_of_the_inputs_helps() -> None:
     errors = [output_error(graph, method=method, **only) for method in ("magnitude", "wanda", "sparsegpt")]
     assert errors[0] > 1.5 * errors[1] > 3 * errors[2], errors
     for method in ("magnitude", "wanda", "sparsegpt"):
-        assert output_error(graph, method=method, bias_correction=True, **only) < output_error(
-            graph, method=method, **only
+        none, bias, fitted = (
+            output_error(graph, method=method, repair=how, **only) for how in ("none", "bias", "least_squares")
         )
+        assert bias < none, method
+        assert fitted == bias if method == "sparsegpt" else fitted < 0.8 * bias, (method, bias, fitted)
 
 
 @pytest.mark.parametrize("allocation", ["global", "erk", "sensitivity"])
