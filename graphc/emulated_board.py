@@ -12,20 +12,17 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from graphc import artifact
-from graphc.artifact import Tensor
 from graphc.backends import device, toolchain
 from graphc.backends.boards import BOARDS, Board
 from graphc.backends.cache import Cache
 from graphc.backends.targets import Target, from_description
+from graphc.emulated import Emulated
 from graphc.errors import InternalError, ToolchainError, UnsupportedError
-from graphc.runner import Array, bound, checked, failure, numpy_dtype
+from graphc.runner import bound, checked, failure
 
 EMULATOR = "qemu-system-arm"
 NANOSECONDS = 1_000_000_000
@@ -61,8 +58,8 @@ class Counts:
     stack: int
 
 
-class EmulatedBoard:
-    """A bare-metal artifact in an emulator; to be called and closed as a `Runner`."""
+class EmulatedBoard(Emulated):
+    """A bare-metal artifact on an emulated board."""
 
     def __init__(self, path: str | Path) -> None:
         """Link the artifact's library into a program and start it.
@@ -71,13 +68,12 @@ class EmulatedBoard:
         fails, UnsupportedError for a processor that QEMU has no board with, BudgetError for a model that no memory of
         the emulated board holds.
         """
-        self.folder, self.manifest = artifact.find(path), artifact.read(path)
-        target = from_description(self.manifest.target)
-        self.board = board_for(target)
-        emulator = find_emulator()
+        super().__init__(path)
         self.counts = Counts(0, (), 0)
-        self._work = tempfile.TemporaryDirectory(prefix="graphc-emulated-")
         try:
+            target = from_description(self.manifest.target)
+            self.board = board_for(target)
+            emulator = find_emulator()
             self._link(target)
             command = [emulator, "-M", self.board.emulator, "-display", "none", "-serial", "none", "-monitor", "none"]
             command += ["-semihosting-config", "enable=on,target=native", "-icount", "shift=0", "-kernel", PROGRAM]
@@ -87,16 +83,6 @@ class EmulatedBoard:
         except BaseException:
             self._work.cleanup()
             raise
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """Names, shapes, dtypes and quantization of what a call takes, in order."""
-        return self.manifest.inputs
-
-    @property
-    def outputs(self) -> tuple[Tensor, ...]:
-        """The same of what it returns."""
-        return self.manifest.outputs
 
     def __call__(self, /, *arrays: npt.ArrayLike, **named: npt.ArrayLike) -> Any:
         """As `Runner.__call__`; `counts` says what it took. Raises ToolchainError when the emulator ends."""
@@ -114,41 +100,20 @@ class EmulatedBoard:
 
     def close(self) -> None:
         """End the emulator. May be called again."""
-        self._process.kill()
-        self._process.communicate()
+        super().close()
         self._said.close()
-        self._work.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
     def _request(self, kind: bytes, values: list[npt.ArrayLike]) -> Any:
-        feeds = [checked(tensor, value) for tensor, value in zip(self.inputs, values, strict=True)]
-        sent = self._process.stdin
-        assert sent is not None
-        try:
-            sent.write(kind + b"".join(feed.tobytes() for feed in feeds))
-            sent.flush()
-        except BrokenPipeError:
-            raise self._ended() from None
+        self._send(kind + b"".join(checked(*pair).tobytes() for pair in zip(self.inputs, values, strict=True)))
         code, stack, ticks = struct.unpack("<iIQ", self._received(16))
-        steps = (
-            struct.unpack(f"<{len(self.manifest.steps)}Q", self._received(8 * len(self.manifest.steps)))
-            if kind == b"p"
-            else ()
-        )
-        results = [
-            np.frombuffer(self._received(tensor.bytes), numpy_dtype(tensor.dtype)).reshape(tensor.shape).copy()
-            for tensor in self.outputs
-        ]
+        profiled = len(self.manifest.steps) if kind == b"p" else 0
+        steps = struct.unpack(f"<{profiled}Q", self._received(8 * profiled))
+        results = self._results()
         self.counts = Counts(round(ticks * self.tick), tuple(round(each * self.tick) for each in steps), stack)
         if code != 0:
             raise failure(self.folder, code)
         self._check_stack()
-        return results[0] if len(results) == 1 else _named(self.outputs, results)
+        return results
 
     def _check_stack(self) -> None:
         """The bound that the build stated must hold."""
@@ -156,13 +121,6 @@ class EmulatedBoard:
         if stated is not None and self.counts.stack > stated.stack + MAIN_FRAME:
             problem = f"a run took {self.counts.stack} bytes of stack, the build stated {stated.stack} at most."
             raise InternalError(str(self.folder), problem)
-
-    def _received(self, count: int) -> bytes:
-        assert self._process.stdout is not None
-        data = self._process.stdout.read(count)
-        if len(data) != count:
-            raise self._ended()
-        return data
 
     def _link(self, target: Target) -> None:
         """The program of `graphc.backends.device`, linked with the artifact's library for the emulated board."""
@@ -195,7 +153,3 @@ def find_emulator() -> str:
         problem = f"there is no emulator to run it in ({EMULATOR})."
         raise ToolchainError("bare-metal artifacts", problem, "Run `apt install qemu-system-arm`.")
     return found
-
-
-def _named(tensors: tuple[Tensor, ...], results: list[Array]) -> dict[str, Array]:
-    return {tensor.name: array for tensor, array in zip(tensors, results, strict=True)}

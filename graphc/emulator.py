@@ -6,25 +6,21 @@ artifact -> stream.c + lib<name>.a -> a static program -> qemu-<machine> -> inpu
 import os
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from graphc import artifact
-from graphc.artifact import Tensor
 from graphc.backends import toolchain
 from graphc.backends.arm import emulated_as
 from graphc.backends.cache import Cache
 from graphc.backends.emit_stream import stream_program
 from graphc.backends.targets import Target, from_description
+from graphc.emulated import Emulated
 from graphc.emulated_board import EmulatedBoard
 from graphc.errors import ToolchainError, UnsupportedError
-from graphc.runner import Array, Runner, bound, checked, failure, numpy_dtype
+from graphc.runner import Runner, bound, checked, failure
 
 MACHINES = {"aarch64": "aarch64", "armv7": "arm"}
 """The processor in a triple -> what QEMU's user mode calls it."""
@@ -38,19 +34,19 @@ def emulates(target: Target) -> bool:
     return target.hosted and target.triple.partition("-")[0] in MACHINES and not toolchain.is_host(target.triple)
 
 
-def open_anywhere(path: str | Path, threads: int = 1) -> "Runner | Emulated | EmulatedBoard":
+def open_anywhere(path: str | Path, threads: int = 1) -> "Runner | EmulatedLinux | EmulatedBoard":
     """The artifact as a callable: loaded here where this machine can run it, else emulated.
 
-    Raises as `Runner`, `Emulated` and `EmulatedBoard` do.
+    Raises as `Runner`, `EmulatedLinux` and `EmulatedBoard` do.
     """
     target = from_description(artifact.read(path).target)
     if not target.hosted:
         return EmulatedBoard(path)
-    return Emulated(path, threads) if emulates(target) else Runner(path, threads)
+    return EmulatedLinux(path, threads) if emulates(target) else Runner(path, threads)
 
 
-class Emulated:
-    """An artifact in an emulator; to be called and closed as a `Runner`."""
+class EmulatedLinux(Emulated):
+    """An artifact for a Linux board under QEMU's user mode."""
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:
         """Link the artifact's library into a program and start it.
@@ -58,62 +54,24 @@ class Emulated:
         Raises InputError where there is no artifact, ToolchainError where the compiler or the emulator is missing or
         fails, UnsupportedError for a target that QEMU's user mode does not run.
         """
-        self.folder, self.manifest = artifact.find(path), artifact.read(path)
-        target = from_description(self.manifest.target)
-        if not emulates(target):
-            raise UnsupportedError(str(self.folder), f"programs for {target.id} do not run under QEMU's user mode.")
-        emulator = find_emulator(target)
-        self._work = tempfile.TemporaryDirectory(prefix="graphc-emulated-")
+        super().__init__(path)
         try:
-            command = [*emulator, str(self._program(target)), str(threads)]
+            target = from_description(self.manifest.target)
+            if not emulates(target):
+                problem = f"programs for {target.id} do not run under QEMU's user mode."
+                raise UnsupportedError(str(self.folder), problem)
+            command = [*find_emulator(target), str(self._program(target)), str(threads)]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         except BaseException:
             self._work.cleanup()
             raise
 
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """Names, shapes, dtypes and quantization of what a call takes, in order."""
-        return self.manifest.inputs
-
-    @property
-    def outputs(self) -> tuple[Tensor, ...]:
-        """The same of what it returns."""
-        return self.manifest.outputs
-
     def __call__(self, /, *arrays: npt.ArrayLike, **named: npt.ArrayLike) -> Any:
         """As `Runner.__call__`. Raises ToolchainError when the emulator ends, and as a Runner does."""
         values = bound(self.folder, self.inputs, arrays, named)
-        feeds = [checked(tensor, value) for tensor, value in zip(self.inputs, values, strict=True)]
-        sent, received = self._process.stdin, self._process.stdout
-        assert sent is not None and received is not None
-        try:
-            for feed in feeds:
-                sent.write(feed.tobytes())
-            if not any(feed.size for feed in feeds):
-                sent.write(b"\n")  # what a model that reads nothing waits for
-            sent.flush()
-        except BrokenPipeError:
-            raise self._ended() from None
-        results = []
-        for tensor in self.outputs:
-            data = received.read(tensor.bytes)
-            if len(data) != tensor.bytes:
-                raise self._ended()
-            results.append(np.frombuffer(data, numpy_dtype(tensor.dtype)).reshape(tensor.shape).copy())
-        return results[0] if len(results) == 1 else _named(self.outputs, results)
-
-    def close(self) -> None:
-        """End the program. May be called again."""
-        self._process.kill()
-        self._process.communicate()
-        self._work.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
+        feeds = b"".join(checked(*pair).tobytes() for pair in zip(self.inputs, values, strict=True))
+        self._send(feeds or b"\n")  # the end of a line is what a model that reads nothing waits for
+        return self._results()
 
     def _program(self, target: Target) -> Path:
         """The stream program, linked with the artifact's library and the C library."""
@@ -157,7 +115,3 @@ def find_emulator(target: Target) -> tuple[str, ...]:
             "Correct or unset $QEMU." if given else "Run `apt install qemu-user-static`.",
         )
     return (found, "-cpu", emulated_as(target))
-
-
-def _named(tensors: tuple[Tensor, ...], results: list[Array]) -> Mapping[str, Array]:
-    return {tensor.name: array for tensor, array in zip(tensors, results, strict=True)}

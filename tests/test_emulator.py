@@ -10,7 +10,7 @@ import graphc
 from graphc.accuracy import accuracy_of
 from graphc.backends.targets import resolve
 from graphc.compile import Build
-from graphc.emulator import Emulated, emulates, find_emulator, open_anywhere
+from graphc.emulator import EmulatedLinux, emulates, find_emulator, open_anywhere
 from graphc.errors import InputError, ToolchainError, UnsupportedError
 from graphc.runner import Runner
 from graphc.verify import verify
@@ -46,7 +46,7 @@ def test_integers_equal_the_reference_bit_for_bit(build: Build, board: str, thre
 def test_an_emulated_artifact_is_called_as_one_that_was_loaded(build: Build) -> None:
     rng = np.random.default_rng(0)
     with Runner(build.artifact("native")) as native, open_anywhere(build.artifact("raspberry-pi-5")) as emulated:
-        assert isinstance(emulated, Emulated)
+        assert isinstance(emulated, EmulatedLinux)
         (tensor,) = native.inputs
         for _ in range(3):
             x = rng.normal(size=tensor.shape).astype(tensor.dtype)
@@ -61,7 +61,7 @@ def test_an_emulated_artifact_is_called_as_one_that_was_loaded(build: Build) -> 
 
 
 def test_an_emulator_that_ended_is_an_error_of_the_toolchain(build: Build) -> None:
-    with Emulated(build.artifact("raspberry-pi-3")) as emulated:
+    with EmulatedLinux(build.artifact("raspberry-pi-3")) as emulated:
         emulated._process.kill()
         emulated._process.wait()
         with pytest.raises(ToolchainError, match="ended with -9"):
@@ -70,7 +70,7 @@ def test_an_emulator_that_ended_is_an_error_of_the_toolchain(build: Build) -> No
 
 def test_a_wrong_number_of_threads_is_what_the_model_says_it_is(build: Build) -> None:
     with (
-        Emulated(build.artifact("raspberry-pi-3"), threads=65) as emulated,
+        EmulatedLinux(build.artifact("raspberry-pi-3"), threads=65) as emulated,
         pytest.raises(Exception, match="the number of threads is out of range"),
     ):
         emulated(np.zeros(emulated.inputs[0].shape, emulated.inputs[0].dtype))
@@ -93,7 +93,7 @@ def test_a_missing_emulator_is_named_with_the_command_that_installs_it(
 def test_only_other_linux_processors_are_emulated(build: Build) -> None:
     assert emulates(resolve({"cpu": "cortex-a9"})) and not emulates(resolve({"cpu": "cortex-m4"}))
     with pytest.raises(UnsupportedError, match="do not run under QEMU's user mode"):
-        Emulated(build.artifact("native"))
+        EmulatedLinux(build.artifact("native"))
 
 
 def test_the_spec_of_the_raspberry_pi_builds_verifies_and_is_as_good_as_here(tmp_path: Path) -> None:

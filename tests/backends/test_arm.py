@@ -19,7 +19,7 @@ from graphc.backends.lower import lower
 from graphc.backends.reference import run
 from graphc.backends.targets import resolve
 from graphc.backends.worker import Server
-from graphc.emulator import Emulated
+from graphc.emulator import EmulatedLinux
 from graphc.execute import Session
 from graphc.importer import load
 from graphc.ir import Graph
@@ -65,7 +65,7 @@ def test_integers_equal_the_reference(
     expected = run(explain(graph).graph, given)
     for core in cores:
         build_target(graph, resolve({"cpu": core}), tmp_path / core, *machine)
-        with Emulated(tmp_path / core, threads=2) as emulator:
+        with EmulatedLinux(tmp_path / core, threads=2) as emulator:
             found = emulator(**given)
         for output in graph.outputs:
             np.testing.assert_array_equal(found[output], expected[output], err_msg=f"{output} on {core}")
@@ -140,7 +140,7 @@ def test_functions_need_no_library_and_keep_their_bounds(
     build_target(graph, target, tmp_path / core, *machine)
     x = np.abs(np.linspace(-30, 30, 4099, dtype=np.float32)) + np.float32(1e-3)
     x[1::2] *= np.where(np.arange(2049) % 2, -1, 1).astype(np.float32)
-    with Emulated(tmp_path / core) as emulator:
+    with EmulatedLinux(tmp_path / core) as emulator:
         found = emulator(x)
     expected = Session(graph).run({"x": x})
     for i, op in enumerate(FUNCTIONS):
