@@ -229,7 +229,7 @@ def test_layers_go_by_what_the_outputs_feel() -> None:
         ({"sparsity": 0.5, "macs": 0.5}, "sparsity", "or `macs` instead of it"),
         ({"sparsity": 0.5, "allocation": "erk"}, "allocation", "those that pattern channels knows"),
         ({"pattern": "unstructured", "sparsity": 0.5, "macs": 0.5}, "macs", "leaves the graph its shape"),
-        ({"pattern": "unstructured", "sparsity": 0.5, "repair": "bias"}, "repair", "leaves the graph its shape"),
+        ({"pattern": "unstructured", "sparsity": 0.5, "repair": "batch_norm"}, "repair", "leaves the graph its shape"),
         ({"pattern": "unstructured", "sparsity": [0.5]}, "sparsity", "a share from 0"),
         ({"sparsity": 0.5, "gradients": __file__}, "gradients", "the method is not taylor or fisher"),
         ({"sparsity": 0.5, "gradients": "nowhere.npz"}, "gradients", "a file that exists"),
