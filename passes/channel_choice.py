@@ -18,7 +18,7 @@ from graphc.ir.cost import cost
 from graphc.ir.graph import Graph
 from graphc.passes.channel_cut import merged, types_after
 from graphc.passes.channel_groups import Family
-from graphc.passes.channel_rules import Axis, Indices
+from graphc.passes.channel_ties import Axis, Indices
 from graphc.passes.channel_worth import Doubles, Ladder
 
 HALVINGS = 24

@@ -14,7 +14,9 @@ from graphc.errors import InternalError
 from graphc.ir.edit import Edit
 from graphc.ir.graph import Array, Attribute, Graph, Node, TensorType
 from graphc.passes.channel_groups import Elements
-from graphc.passes.channel_rules import Axis, Indices, attention_heads, padding, spans
+from graphc.passes.channel_moves import padding, spans
+from graphc.passes.channel_rules import attention_heads
+from graphc.passes.channel_ties import Axis, Indices
 
 
 def merged(groups: Iterable[Elements]) -> dict[Axis, Indices]:

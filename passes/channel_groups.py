@@ -16,7 +16,8 @@ import networkx as nx
 import numpy as np
 
 from graphc.ir.graph import Graph, Node
-from graphc.passes.channel_rules import Axis, Choice, Indices, Tie, relations
+from graphc.passes.channel_rules import relations
+from graphc.passes.channel_ties import Axis, Choice, Indices, Tie
 
 Elements = Mapping[Axis, Indices]
 """Some indices of some axes."""

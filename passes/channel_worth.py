@@ -27,7 +27,7 @@ import numpy.typing as npt
 from graphc.errors import InputError
 from graphc.ir.graph import Array, Graph, Node
 from graphc.passes.channel_groups import Elements, Family
-from graphc.passes.channel_rules import Axis, Indices
+from graphc.passes.channel_ties import Axis, Indices
 from graphc.passes.channel_walk import Walk, drawn
 from graphc.passes.layers import Floats, Layer, layer_of, row_count, some_rows
 from graphc.passes.protocol import Context, Rows
