@@ -215,6 +215,9 @@ def sensitivity(
     ] = None,
     latency: Annotated[str, typer.Option("--latency", metavar="TIME", help="Choose for this time: 2ms.")] = "",
     macs: Annotated[str, typer.Option("--macs", metavar="COUNT", help="Choose for so many MACs: 60M.")] = "",
+    by: Annotated[
+        str, typer.Option("--by", metavar="MEASURE", help="Compare layers by: sqnr, kl (of the scores) or metric.")
+    ] = "sqnr",
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FILE", help="Write the chosen spec there (SPEC_mixed.yaml).")
     ] = None,
@@ -222,11 +225,11 @@ def sensitivity(
     json: Json = False,
 ) -> None:
     """Measure what quantizing or pruning each layer alone costs, and choose per layer under a limit."""
-    from graphc.cli_sensitivity import Tried, limits_of, show_sensitivity
+    from graphc.cli_sensitivity import Tried, limits_of, measure_of, show_sensitivity
 
     limits = limits_of(size, average_bits, accuracy_drop, latency, macs)
     tried = Tried(*([name for name in text.split(",") if name] for text in (weights, sparsity)))
-    show_sensitivity(spec, tried, samples, limits, json=json, plot=plot, out=out)
+    show_sensitivity(spec, tried, samples, limits, by=measure_of(by), json=json, plot=plot, out=out)
 
 
 @app.command()

@@ -15,11 +15,12 @@ from graphc.errors import InputError, UnsupportedError
 from graphc.job import Job, prepare
 from graphc.passes.protocol import Pass
 from graphc.passes.quantize_schemes import FORMATS
-from graphc.sensitivity import Choice, Row, Sensitivity, Subject, sensitivity, subject_of
+from graphc.sensitivity import MEASURES, By, Choice, Row, Sensitivity, Subject, sensitivity, subject_of
 from graphc.spec.units import BYTES, COUNTS, SECONDS, quantity
 from graphc.spec.writer import write
 from graphc.terminal import line_out, size, table
 
+LABELS = {"sqnr": "output SQNR in dB", "kl": "KL divergence of the scores in nats", "metric": "drop of the metric"}
 SHARE = re.compile(r"0|0?\.\d+|0\.\d*")
 
 
@@ -37,6 +38,14 @@ class Tried:
         if wrong := [text for text in self.sparsity if not SHARE.fullmatch(text)]:
             raise InputError("--sparsity", f"expected shares, such as 0,0.3,0.5, got {', '.join(wrong)}.")
         return (*self.weights, *self.sparsity)
+
+
+def measure_of(text: str) -> By:
+    """What layers are compared by, as the command line gives it. Raises InputError for what is no such measure."""
+    for measure in MEASURES:
+        if text == measure:
+            return measure
+    raise InputError("--by", f"expected one of {', '.join(MEASURES)}, got {text}.")
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ def limits_of(size: str, average_bits: float | None, accuracy_drop: float | None
 
 
 def show_sensitivity(
-    spec: Path, tried: Tried, count: int, limits: Limits, *, json: bool, plot: Path | None, out: Path | None
+    spec: Path, tried: Tried, count: int, limits: Limits, *, by: By, json: bool, plot: Path | None, out: Path | None
 ) -> None:
     """Measure, print the table; under a limit, choose candidates, print them and write the spec that gives them."""
     candidates = tried.checked()
@@ -81,7 +90,7 @@ def show_sensitivity(
     with terminal.progress() as progress:
         subject = subject_of(job, memory, candidates, count, progress)
         _check_fit(subject, tried, limits)
-        found = sensitivity(subject, candidates, progress)
+        found = sensitivity(subject, candidates, progress, by)
     choice = _chosen(subject, found, limits) if limits.given else None
     if plot is not None:
         draw(found, plot)
@@ -138,15 +147,16 @@ def _with_step(job: Job, step: Pass) -> Job:
 def _print(found: Sensitivity, choice: Choice | None) -> None:
     """A line per layer and candidate, most sensitive first; what was chosen is marked."""
     metric = [found.metric] if found.metric else []
-    header = ["layer", "operator", found.title, "elements", "saved", "MACs", "SQNR", *metric]
+    header = ["layer", "operator", found.title, "elements", "saved", "MACs", "SQNR", "KL", *metric]
     header += ["chosen"] if choice else []
     rows = []
-    for row in sorted(found.rows, key=lambda row: -row.noise):
+    for row in sorted(found.rows, key=lambda row: -found.loss(row)):
         cells = [row.layer, row.operator, row.candidate, str(row.elements), size(row.saved), f"{row.macs / 1e6:.2f}M"]
         cells.append("equal" if row.sqnr is None else f"{row.sqnr:.1f} dB")
+        cells.append("" if row.kl is None else f"{row.kl:.2e}")
         cells += [f"{row.value:.2f}" for _ in metric if row.value is not None]
         rows.append([*cells, *(["*" if choice[row.layer] is row else ""] if choice else [])])
-    table(header, rows, "<<<>>>>" + ">" * len(metric) + ("<" if choice else ""))
+    table(header, rows, "<<<>>>>>" + ">" * len(metric) + ("<" if choice else ""))
     before = f", {found.metric} {found.before:.2f} before" if found.before is not None else ""
     line_out(f"\none layer changed at a time, {found.samples} samples{before}")
     if choice is not None:
@@ -171,8 +181,9 @@ def draw(found: Sensitivity, path: Path) -> None:
     width = 0.8 / len(by_candidate)
     for index, (name, rows) in enumerate(by_candidate.items()):
         places = [layers.index(row.layer) + index * width for row in rows]
-        axes.bar(places, [row.sqnr or 0.0 for row in rows], width, label=name)
+        heights = [row.sqnr or 0.0 if found.by == "sqnr" else found.loss(row) for row in rows]
+        axes.bar(places, heights, width, label=name)
     axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=6)
-    axes.set_ylabel("output SQNR in dB, this layer alone")
+    axes.set_ylabel(f"{LABELS[found.by]}, this layer alone")
     axes.legend()
     figure.savefig(path)

@@ -1,9 +1,10 @@
 """Bits or sparsity per layer: from each layer's sensitivity to candidates that together keep within a limit.
 
-The noise of layers adds up at the output, nearly: sum of noise / signal, each measured alone. So layers start at their
-finest candidate, and the step to a coarser one that adds the least noise per byte saved (per MAC, for a limit on MACs)
-is taken next (the greedy solution of the multiple-choice knapsack problem, P. Sinha, A. Zoltners, 1979). A limit on
-average bits ends the walk as soon as it holds; for the others the walk is searched by halves, measuring.
+What layers lose adds up at the output, nearly: sum of noise / signal (or of divergences, or of drops of the metric),
+each measured alone. So layers start at their finest candidate, and the step to a coarser one that adds the least loss
+per byte saved (per MAC, for a limit on MACs) is taken next (the greedy solution of the multiple-choice knapsack
+problem, P. Sinha, A. Zoltners, 1979). A limit on average bits ends the walk as soon as it holds; for the others the
+walk is searched by halves, measuring.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from graphc.sensitivity import Choice, Row, Sensitivity, Subject
 
 Saving = Callable[[Row], int]
 """What a row saves: bytes or MACs."""
+Loss = Callable[[Row], float]
+"""What a row loses."""
 
 
 def in_bytes(row: Row) -> int:
@@ -45,15 +48,15 @@ class Walk:
 
 
 def walk(found: Sensitivity, saving: Saving = in_bytes) -> Walk:
-    """All choices worth taking, by noise added for what is saved."""
+    """All choices worth taking, by loss added for what is saved."""
     candidates: dict[str, list[Row]] = {}
     for row in found.rows:
         candidates.setdefault(row.layer, []).append(row)
-    ladders = {layer: _ladder(rows, saving) for layer, rows in candidates.items()}
+    ladders = {layer: _ladder(rows, saving, found.loss) for layer, rows in candidates.items()}
     place = dict.fromkeys(ladders, 0)
     choices = [{layer: rows[0] for layer, rows in ladders.items()}]
     while steps := [
-        (_slope(ladder[place[layer]], ladder[place[layer] + 1], saving), layer)
+        (_slope(ladder[place[layer]], ladder[place[layer] + 1], saving, found.loss), layer)
         for layer, ladder in ladders.items()
         if place[layer] + 1 < len(ladder)
     ]:
@@ -63,22 +66,22 @@ def walk(found: Sensitivity, saving: Saving = in_bytes) -> Walk:
     return Walk(tuple(choices))
 
 
-def _ladder(rows: Sequence[Row], saving: Saving) -> list[Row]:
+def _ladder(rows: Sequence[Row], saving: Saving, loss: Loss) -> list[Row]:
     """The candidates of one layer that are worth taking, each smaller than the last: the lower convex hull."""
-    ordered = sorted(rows, key=lambda row: (saving(row), row.noise))
+    ordered = sorted(rows, key=lambda row: (saving(row), loss(row)))
     hull: list[Row] = []
     for row in ordered:
-        while hull and row.noise <= hull[-1].noise:
+        while hull and loss(row) <= loss(hull[-1]):
             hull.pop()
-        while len(hull) > 1 and _slope(hull[-2], hull[-1], saving) >= _slope(hull[-2], row, saving):
+        while len(hull) > 1 and _slope(hull[-2], hull[-1], saving, loss) >= _slope(hull[-2], row, saving, loss):
             hull.pop()
         if not hull or saving(row) > saving(hull[-1]):
             hull.append(row)
     return hull
 
 
-def _slope(one: Row, two: Row, saving: Saving) -> float:
-    return (two.noise - one.noise) / max(saving(two) - saving(one), 1)
+def _slope(one: Row, two: Row, saving: Saving, loss: Loss) -> float:
+    return (loss(two) - loss(one)) / max(saving(two) - saving(one), 1)
 
 
 def average_bits(choice: Choice) -> float:

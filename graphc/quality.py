@@ -14,6 +14,7 @@ from graphc.ir.text import fingerprint
 from graphc.memory import Memory
 from graphc.metrics import Metric, Outputs
 from graphc.progress import Progress, silent
+from graphc.relative_entropy import RelativeEntropy
 from graphc.report import Quality
 
 Model: TypeAlias = Callable[[Mapping[str, Array]], Outputs]
@@ -84,6 +85,7 @@ class Judge:
         self._metric = metric
         self._accumulator = metric.start() if metric else None
         self._differences: dict[str, Difference] = {}
+        self._divergences: dict[str, RelativeEntropy] = {}
 
     def add(self, outputs: Outputs, labels: Array | None, reference: Outputs) -> None:
         """One run: what the model gave, the labels, what the original gave on the same input."""
@@ -93,10 +95,12 @@ class Judge:
         for name, expected in reference.items():
             if expected.dtype.kind in "biuf" and outputs[name].shape == expected.shape:
                 self._differences.setdefault(name, Difference()).add(outputs[name], expected)
+                self._divergences.setdefault(name, RelativeEntropy()).add(outputs[name], expected)
 
     def quality(self, samples: Samples, count: int) -> Quality:
         """The figures over all runs so far."""
         ratios = (difference.sqnr for difference in self._differences.values())
+        divergences = (divergence.value for divergence in self._divergences.values())
         return Quality(
             samples=count,
             data=samples.kind,
@@ -104,6 +108,7 @@ class Judge:
             value=self._accumulator.value() if self._accumulator else None,
             sqnr=min((ratio for ratio in ratios if ratio is not None), default=None),
             error=max((difference.error for difference in self._differences.values()), default=0.0),
+            kl=max((value for value in divergences if value is not None), default=None),
         )
 
 

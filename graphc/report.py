@@ -20,7 +20,9 @@ class Quality(Record):
     """How good a graph is on some data, and how far from the original float model.
 
     `sqnr` is the signal to quantization noise ratio of the worst output, 10 log10(sum(ref^2) / sum((ref - y)^2)) in dB;
-    none where nothing differs. `error` is the largest |ref - y| over the largest |ref|, of the worst output.
+    none where nothing differs. `error` is the largest |ref - y| over the largest |ref|, of the worst output. `kl` is
+    the mean divergence of its scores from the original's, in nats (graphc.relative_entropy), of the worst output; none
+    where no output has scores.
     """
 
     samples: int
@@ -29,6 +31,7 @@ class Quality(Record):
     value: float | None
     sqnr: float | None
     error: float
+    kl: float | None = None
 
 
 class Skipped(Record):

@@ -2,7 +2,8 @@
 
 The subject is a spec's `quantize` step, and the candidates are formats of weights; or its `prune` step, and the
 candidates are shares that go. For every layer and candidate: the output's signal-to-noise ratio on real data, the
-metric where the spec has one, and the bytes and multiply-accumulates that it saves. What was measured is kept, layer by
+divergence of its scores (graphc.relative_entropy), the metric where the spec has one, and the bytes and
+multiply-accumulates that it saves. What was measured is kept, layer by
 layer, so a run that was cut short goes on.
 """
 
@@ -11,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from graphc.data import Dataset
 from graphc.errors import InputError
@@ -34,10 +35,15 @@ TOGETHER = 8
 """Variants judged in one run over the data: their sessions are in memory at once."""
 
 
+By: TypeAlias = Literal["sqnr", "kl", "metric"]
+"""What tells how much a layer loses: noise over signal at the output, divergence of its scores, or the metric."""
+MEASURES: tuple[By, ...] = get_args(By)
+
+
 @dataclass(frozen=True)
 class Row:
     """One layer with one candidate: a format of weights, or a share that goes. `saved` are bytes, `macs` those saved;
-    `sqnr` in dB (None: the output is the same).
+    `sqnr` in dB (None: the output is the same), `kl` in nats (None: no output has scores).
     """
 
     layer: str
@@ -48,6 +54,7 @@ class Row:
     sqnr: float | None
     value: float | None
     macs: int = 0
+    kl: float | None = None
 
     @property
     def noise(self) -> float:
@@ -63,7 +70,7 @@ Choice = Mapping[str, Row]
 class Sensitivity:
     """The rows of every layer, grouped, candidates in the order given; the metric before, the model's bytes and MACs.
 
-    `title` says what candidates are.
+    `title` says what candidates are; `by`, what layers are compared by.
     """
 
     rows: tuple[Row, ...]
@@ -73,6 +80,17 @@ class Sensitivity:
     samples: int
     macs: int = 0
     title: str = "weights"
+    by: By = "sqnr"
+    higher_is_better: bool = True
+
+    def loss(self, row: Row) -> float:
+        """What a candidate costs, in the unit of `by`."""
+        if self.by == "sqnr":
+            return row.noise
+        if self.by == "kl":
+            return row.kl or 0.0
+        change = (self.before or 0.0) - (row.value or 0.0)
+        return change if self.higher_is_better else -change
 
 
 @dataclass(frozen=True)
@@ -239,8 +257,15 @@ def subject_of(job: Job, memory: Memory, candidates: Sequence[str], count: int, 
     return QuantizeSubject(job, step, graph, statistics, samples, memory)
 
 
-def sensitivity(subject: Subject, candidates: Sequence[str], progress: Progress = silent) -> Sensitivity:
-    """Measure every layer with every one of `candidates`; without any, with what the step does."""
+def sensitivity(
+    subject: Subject, candidates: Sequence[str], progress: Progress = silent, by: By = "sqnr"
+) -> Sensitivity:
+    """Measure every layer with every one of `candidates`; without any, with what the step does.
+
+    Raises InputError where the step changes no layer, and where there is nothing to compare layers `by`.
+    """
+    if by == "metric" and subject.samples.metric is None:
+        raise InputError("--by", "the spec has no metric to compare layers by.", "Add `evaluation` under `data:`.")
     layers = subject.layers()
     if not layers:
         raise InputError("passes", f"the `{subject.step.kind}` step changes no layer.", "Check its options.")
@@ -265,8 +290,11 @@ def sensitivity(subject: Subject, candidates: Sequence[str], progress: Progress 
                 sqnr=found[str(i)].sqnr,
                 value=found[str(i)].value,
                 macs=(whole.macs or 0) - (price.macs or 0),
+                kl=found[str(i)].kl,
             )
             kept.keep(nodes, name, rows[nodes, name])
+    if by == "kl" and any(row is not None and row.kl is None for row in rows.values()):
+        raise InputError("--by", "no output of the model is scores of classes, [batch, ..., classes].", "Use sqnr.")
     before = subject.judge({"model": subject.job.model})["model"].value
     progress("layers", 1.0)
     metric, data = subject.samples.metric, subject.samples.dataset
@@ -279,6 +307,8 @@ def sensitivity(subject: Subject, candidates: Sequence[str], progress: Progress 
         samples=samples,
         macs=whole.macs or 0,
         title=subject.title,
+        by=by,
+        higher_is_better=metric.higher_is_better if metric else True,
     )
 
 

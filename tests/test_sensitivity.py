@@ -14,7 +14,8 @@ from graphc.exporter import save
 from graphc.ir.cost import cost
 from graphc.job import prepare
 from graphc.mixed_precision import average_bits, walk, within_bits, within_drop, within_macs, within_size
-from graphc.sensitivity import Row, Sensitivity, Subject, sensitivity, subject_of
+from graphc.relative_entropy import FLOOR, RelativeEntropy
+from graphc.sensitivity import MEASURES, By, Row, Sensitivity, Subject, sensitivity, subject_of
 from graphc.spec import read
 from graphc.spec.writer import write
 from tests.passes.quantized import model
@@ -57,6 +58,46 @@ def test_every_layer_and_format_is_measured_alone(subject: Subject) -> None:
     for layer in layers:
         assert noise[layer, "int4"] > 10 * noise[layer, "int8"]
     assert max(layers, key=lambda layer: noise[layer, "int4"]) == layers[1]
+
+
+@pytest.mark.parametrize("by", MEASURES)
+def test_the_fragile_layer_is_told_by_every_measure(subject: Subject, by: By) -> None:
+    found = sensitivity(subject, FORMATS, by=by)
+    losses = {(row.layer, row.candidate): found.loss(row) for row in found.rows}
+    layers = list(dict.fromkeys(row.layer for row in found.rows))
+    assert max(losses, key=losses.__getitem__) == (layers[1], "int4")
+    assert walk(found).choices[-1][layers[1]].candidate == "int4"
+    assert losses[layers[1], "int4"] > 0 and all(row.kl is not None and row.kl > 0 for row in found.rows)
+
+
+def test_a_measure_that_is_not_there_is_refused(spec: Path, tmp_path: Path) -> None:
+    spec.write_text(spec.read_text().replace(", evaluation: {path: test.npz, metric: agreement}", ""))
+    subject = subject_of(prepare(None, spec), FolderMemory(Cache(tmp_path / "cache")), FORMATS, 40)
+    with pytest.raises(InputError, match="no metric to compare layers by"):
+        sensitivity(subject, FORMATS, by="metric")
+
+
+def test_relative_entropy_is_that_of_distributions_however_scores_are_given() -> None:
+    rng = np.random.default_rng(0)
+    p, q = (rng.dirichlet(np.ones(5), 40).astype(np.float32) for _ in range(2))
+    expected = float(np.mean(np.sum(p * np.log(p / q), axis=-1)))
+    for given, wanted in ((q, p), (np.log(q) + 3, np.log(p) - 1), (q[:, :, None, None], p[:, :, None, None])):
+        entropy = RelativeEntropy()
+        for rows in (slice(0, 10), slice(10, 40)):
+            entropy.add(given[rows], wanted[rows])
+        assert entropy.value == pytest.approx(expected, rel=1e-3)
+    places = RelativeEntropy()  # classes of a picture's places lie on axis 1
+    places.add(*(np.moveaxis(array.reshape(2, 4, 5, 5), -1, 1) for array in (q, p)))
+    assert places.value == pytest.approx(expected, rel=1e-3)
+
+
+def test_relative_entropy_of_what_is_no_distribution() -> None:
+    single, broken = RelativeEntropy(), RelativeEntropy()
+    single.add(np.ones((4, 1), np.float32), np.zeros((4, 1), np.float32))
+    assert single.value is None
+    certain = np.eye(3, dtype=np.float32)
+    broken.add(certain[[1, 2, 0]], certain)
+    assert broken.value == pytest.approx(-np.log(FLOOR), rel=1e-3)
 
 
 def test_what_was_measured_is_not_measured_again(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
