@@ -27,8 +27,6 @@ from graphc.runner import bound, checked, failure
 EMULATOR = "qemu-system-arm"
 NANOSECONDS = 1_000_000_000
 PROGRAM = "program.elf"
-MAIN_FRAME = 128
-"""Bytes of the measured stack that belong to the measuring program: the frame of its main."""
 SUPERSETS = {"cortex-m0plus": "cortex-m3"}
 """Processor -> one that runs all its instructions, where QEMU has no board with it and enough memory."""
 
@@ -51,9 +49,8 @@ def board_for(target: Target) -> Board:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Of the last run: instructions, all and by entry of `manifest.steps` (where profiled); stack since the start."""
+    """Instructions of the last profiled run by entry of `manifest.steps`; most bytes of stack of any other call."""
 
-    instructions: int
     steps: tuple[int, ...]
     stack: int
 
@@ -69,7 +66,7 @@ class EmulatedBoard(Emulated):
         the emulated board holds.
         """
         super().__init__(path)
-        self.counts = Counts(0, (), 0)
+        self.counts = Counts((), 0)
         try:
             target = from_description(self.manifest.target)
             self.board = board_for(target)
@@ -85,7 +82,7 @@ class EmulatedBoard(Emulated):
             raise
 
     def __call__(self, /, *arrays: npt.ArrayLike, **named: npt.ArrayLike) -> Any:
-        """As `Runner.__call__`; `counts` says what it took. Raises ToolchainError when the emulator ends."""
+        """As `Runner.__call__`; `counts` says what stack it took. Raises ToolchainError when the emulator ends."""
         return self._request(b"r", bound(self.folder, self.inputs, arrays, named))
 
     def profile(self, /, *arrays: npt.ArrayLike, **named: npt.ArrayLike) -> list[int]:
@@ -105,11 +102,11 @@ class EmulatedBoard(Emulated):
 
     def _request(self, kind: bytes, values: list[npt.ArrayLike]) -> Any:
         self._send(kind + b"".join(checked(*pair).tobytes() for pair in zip(self.inputs, values, strict=True)))
-        code, stack, ticks = struct.unpack("<iIQ", self._received(16))
+        code, stack = struct.unpack("<iI", self._received(8))
         profiled = len(self.manifest.steps) if kind == b"p" else 0
         steps = struct.unpack(f"<{profiled}Q", self._received(8 * profiled))
         results = self._results()
-        self.counts = Counts(round(ticks * self.tick), tuple(round(each * self.tick) for each in steps), stack)
+        self.counts = Counts(tuple(round(each * self.tick) for each in steps) or self.counts.steps, stack)
         if code != 0:
             raise failure(self.folder, code)
         self._check_stack()
@@ -118,7 +115,7 @@ class EmulatedBoard(Emulated):
     def _check_stack(self) -> None:
         """The bound that the build stated must hold."""
         stated = self.manifest.footprint
-        if stated is not None and self.counts.stack > stated.stack + MAIN_FRAME:
+        if stated is not None and self.counts.stack > stated.stack:
             problem = f"a run took {self.counts.stack} bytes of stack, the build stated {stated.stack} at most."
             raise InternalError(str(self.folder), problem)
 

@@ -14,7 +14,7 @@ from graphc.backends.boards import BOARDS, Memory
 from graphc.backends.elf import defined_symbols, undefined_symbols
 from graphc.backends.targets import Target, resolve
 from graphc.backends.toolchain import FREESTANDING
-from graphc.emulated_board import EMULATOR, MAIN_FRAME, EmulatedBoard, board_for
+from graphc.emulated_board import EMULATOR, EmulatedBoard, board_for
 from graphc.errors import BudgetError, InputError, ToolchainError, UnsupportedError
 from graphc.verify import verify
 from tests import small
@@ -41,11 +41,10 @@ def test_every_processor_computes_the_same(cpu: str, tmp_path: Path) -> None:
         for given in (x(), -x()):
             found, expected = board(given), demo_reference(given)
             assert all(np.array_equal(found[name], expected[name]) for name in expected)
-        counts = board.counts
         steps = board.profile(x())
-    assert counts.stack > 0
-    assert len(steps) == len(board.manifest.steps)
-    assert sum(steps) == pytest.approx(counts.instructions, rel=0.2)
+    assert board.manifest.footprint is not None
+    assert 0 < board.counts.stack <= board.manifest.footprint.stack
+    assert len(steps) == len(board.manifest.steps) and min(steps) > 0
 
 
 @pytest.mark.usefixtures("emulator")
@@ -55,8 +54,9 @@ def test_two_runs_take_the_same_instructions(tmp_path: Path) -> None:
     for _ in range(2):
         with EmulatedBoard(tmp_path / "m4") as board:
             board(x())
+            board.profile(x())
             counts.append(board.counts)
-    assert counts[0] == counts[1]
+    assert counts[0] == counts[1] and counts[0].stack > 0
 
 
 @pytest.mark.usefixtures("emulator")
@@ -149,7 +149,7 @@ def test_verification_counts_what_a_run_takes(tmp_path: Path) -> None:
     found = verify(built.artifact("mps2-an386"), samples=4)
     assert found.agrees and found.integer_nodes > 0 and found.on_board is not None
     assert found.on_board.instructions == sum(found.on_board.steps) > 1000
-    assert 0 < found.on_board.stack <= found.on_board.stack_bound + MAIN_FRAME
+    assert 0 < found.on_board.stack <= found.on_board.stack_bound
 
 
 @pytest.mark.parametrize(
