@@ -193,6 +193,27 @@ def padded(x: te.Tensor, span: Window, value: Any, depth: int = 0) -> te.Tensor:
     return te.compute((n, *shape, max(c, depth)), element, name="pad", attrs={"graphc.role": "pad"})
 
 
+@dataclass(frozen=True)
+class _Sum:
+    """sum of (x + shift) * w over the window around an output position i = (n, *p, ...), and over what is given."""
+
+    x: te.Tensor
+    conv: Convolution
+    taps: tuple[Any, ...]
+    dtype: str
+    shift: int
+
+    def input(self, i: Sequence[Any], channel: Any) -> Any:
+        """x + shift in the type of the sum."""
+        span = self.conv.window
+        steps = zip(i[1 : len(self.taps) + 1], span.strides, self.taps, span.dilations, strict=True)
+        value = wide(self.x[(i[0], *(p * s + t * d for p, s, t, d in steps), channel)], self.dtype)
+        return value + tirx.const(self.shift, self.dtype) if self.shift else value
+
+    def __call__(self, i: Sequence[Any], channel: Any, weight: Any, over: Sequence[Any] = ()) -> Any:
+        return te.sum(self.input(i, channel) * weight, axis=[*self.taps, *over])
+
+
 def accumulate(
     conv: Convolution, x: te.Tensor, weights: Weights, dtype: str, pad_value: Any, shift: int = 0
 ) -> te.Tensor:
@@ -200,66 +221,62 @@ def accumulate(
 
     A decoder gives the weights of dense convolutions of floats; those with blocks of zeros skip them.
     """
-    span = conv.window
+    span, (n, *_) = conv.window, x.shape
     source = padded(x, span, pad_value, conv.depth if conv.kind == "dense" and not conv.columns else 0)
-    taps = [te.reduce_axis((0, k), f"k{axis}") for axis, k in enumerate(span.kernel)]
-    rank = len(taps)
+    taps = tuple(te.reduce_axis((0, k), f"k{axis}") for axis, k in enumerate(span.kernel))
+    added = _Sum(source, conv, taps, dtype, shift)
+    last = (conv.blocks, conv.block) if conv.kind == "dense" else (conv.filters,)
+    return te.compute(
+        (n, *span.output, *last),
+        _TERMS[conv.kind](added, weights),
+        name="conv",
+        attrs={"graphc.anchor": conv.description(int(n), shift, int(pad_value.value), described(weights))},
+    )
 
-    def at(i: Sequence[Any]) -> list[Any]:
-        return [p * s + t * d for p, s, t, d in zip(i[1 : rank + 1], span.strides, taps, span.dilations, strict=True)]
 
-    n = x.shape[0]
-    tensor: Any = weights
-    attributes = {"graphc.anchor": conv.description(int(n), shift, int(pad_value.value), described(weights))}
+def _depthwise(added: _Sum, weights: Any) -> Callable[..., Any]:
+    multiplier = added.conv.filters // added.conv.channels
+    return lambda *i: added(i, i[-1] // multiplier, weights[(*added.taps, i[-1])].astype(added.dtype))
 
-    def shifted(value: Any) -> Any:
-        return wide(value, dtype) + tirx.const(shift, dtype) if shift else wide(value, dtype)
 
-    if conv.kind == "depthwise":
-        multiplier = conv.filters // conv.channels
-        return te.compute(
-            (n, *span.output, conv.filters),
-            lambda *i: te.sum(
-                shifted(source[(i[0], *at(i), i[-1] // multiplier)]) * tensor[(*taps, i[-1])].astype(dtype), axis=taps
-            ),
-            name="conv",
-            attrs=attributes,
-        )
-    c = te.reduce_axis((0, conv.channels // conv.groups), "c")
-    if conv.kind == "grouped":
-        inner, outer = conv.channels // conv.groups, conv.filters // conv.groups
-        return te.compute(
-            (n, *span.output, conv.filters),
-            lambda *i: te.sum(
-                shifted(source[(i[0], *at(i), i[-1] // outer * inner + c)]) * tensor[(*taps, c, i[-1])].astype(dtype),
-                axis=[*taps, c],
-            ),
-            name="conv",
-            attrs=attributes,
-        )
+def _grouped(added: _Sum, weights: Any) -> Callable[..., Any]:
+    conv = added.conv
+    inner, outer = conv.channels // conv.groups, conv.filters // conv.groups
+    c = te.reduce_axis((0, inner), "c")
+    return lambda *i: added(i, i[-1] // outer * inner + c, weights[(*added.taps, c, i[-1])].astype(added.dtype), [c])
 
+
+def _dense(added: _Sum, weights: Weights) -> Callable[..., Any]:
+    conv, taps, dtype = added.conv, added.taps, added.dtype
     tap: Any = tirx.const(0)
-    for position, extent in zip(taps, span.kernel, strict=True):
+    for position, extent in zip(taps, conv.window.kernel, strict=True):
         tap = tap * extent + position
-    blocks = weights.axes() if isinstance(weights, Skipping) else []
-
-    def term(*i: Any) -> Any:
-        if isinstance(weights, Skipping):
-            channel, w = weights.input(i[-2], tap, blocks), weights.weight(i[-2], tap, blocks, i[-1], dtype)
-            return te.sum(shifted(source[(i[0], *at(i), channel)]) * w, axis=[*taps, *blocks])
-        if isinstance(weights, Decoder):
-            return te.sum(source[(i[0], *at(i), c)] * weights(i[-2], tap, c, i[-1]), axis=[*taps, c])
-        inner, outer = c, taps
-        if conv.columns:
-            for each, extent in zip(taps, _column_strides(conv), strict=True):
-                inner = inner + each * extent
-            outer = []
-        place = (inner, i[-1]) if conv.step == 1 else (inner // conv.step, i[-1], inner % conv.step)
-        return te.sum(
-            shifted(source[(i[0], *at(i), c)]) * weights[(i[-2], *outer, *place)].astype(dtype), axis=[*taps, c]
+    if isinstance(weights, Skipping):
+        blocks = weights.axes()
+        return lambda *i: added(
+            i, weights.input(i[-2], tap, blocks), weights.weight(i[-2], tap, blocks, i[-1], dtype), blocks
         )
+    c = te.reduce_axis((0, conv.channels), "c")
+    if isinstance(weights, Decoder):
+        return lambda *i: added(i, c, weights(i[-2], tap, c, i[-1]), [c])
+    depth, outer = c, taps
+    if conv.columns:
+        for each, stride in zip(taps, _column_strides(conv), strict=True):
+            depth = depth + each * stride
+        outer = ()
 
-    return te.compute((n, *span.output, conv.blocks, conv.block), term, name="conv", attrs=attributes)
+    def weight(*i: Any) -> Any:
+        place = (depth, i[-1]) if conv.step == 1 else (depth // conv.step, i[-1], depth % conv.step)
+        return weights[(i[-2], *outer, *place)].astype(dtype)
+
+    return lambda *i: added(i, c, weight(*i), [c])
+
+
+_TERMS: Mapping[str, Callable[[_Sum, Any], Callable[..., Any]]] = {
+    "depthwise": _depthwise,
+    "grouped": _grouped,
+    "dense": _dense,
+}
 
 
 def _column_strides(conv: Convolution) -> list[int]:
