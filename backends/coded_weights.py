@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from graphc.backends.entropy import Bytes, Stream, encoded, entropy_bytes
+from graphc.backends.entropy import Bytes, Stream, counted, encoded, entropy_bytes, smallest
 from graphc.backends.program import Buffer, Call, CodedConstant, Kernel, Program
 from graphc.backends.targets import Storage
 from graphc.ir.graph import Array
@@ -61,13 +61,14 @@ def _nodes(calls: list[Call]) -> tuple[str, ...]:
 
 
 def _code(array: Array) -> _Coded:
-    """The smaller of one stream for all bytes, and one for each byte of an element."""
+    """One stream for all bytes or one for each byte of an element, whichever should be smaller."""
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    choices = []
-    for count in dict.fromkeys((1, array.dtype.itemsize)):
-        rows = [np.ascontiguousarray(flat[i::count]) for i in range(count)]
-        choices.append(_Coded(tuple(map(encoded, rows)), sum(map(entropy_bytes, rows)) if len(flat) else 0.0))
-    return min(choices, key=lambda each: len(each.data))
+    rows = [np.ascontiguousarray(flat[i :: array.dtype.itemsize]) for i in range(array.dtype.itemsize)]
+    counts = [counted(row) for row in rows]
+    together = np.sum(counts, axis=0)
+    if smallest(together)[0] <= sum(smallest(each)[0] for each in counts):
+        return _Coded((encoded(flat),), entropy_bytes(together))
+    return _Coded(tuple(map(encoded, rows)), sum(map(entropy_bytes, counts)))
 
 
 def _pays(program: Program, name: str, found: _Coded) -> bool:

@@ -18,6 +18,7 @@ A worth is squared, so that those of a block add up. Masks: prune_masks.py; shar
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from math import prod
 from typing import Literal, Protocol
 
 import numpy as np
@@ -142,28 +143,43 @@ class _Tensor:
     shape: Shape
 
     @property
+    def outputs(self) -> int:
+        """Of a group."""
+        layer = self.layers[0]
+        return layer.shape[1 if layer.transposed else 0] // layer.rows.groups
+
+    @property
+    def depth(self) -> int:
+        layer = self.layers[0]
+        return layer.shape[0] if layer.transposed else prod(layer.shape[1:])
+
+    @property
     def inputs(self) -> int:
         layer = self.layers[0]
-        return layer.shape[1] if layer.rows.kernel else self.weights.shape[2]
+        return layer.shape[1] if layer.rows.kernel else self.depth
 
-    @cached_property
+    @property
     def weights(self) -> Doubles:
-        """[groups, outputs, taps * inputs]"""
+        """[groups, outputs, taps * inputs]. Made each time: those of all layers take twice the model's room."""
         return self.by_tap(np.asarray(self.layers[0].matrix(self.stored)).astype(np.float64))
 
     @cached_property
     def _taps_first(self) -> npt.NDArray[np.int64]:
         """Columns of `Layer.matrix`, which has the inputs' taps side by side, in the order of masks."""
-        layer = self.layers[0]
-        depth = layer.matrix(self.stored).shape[2]
-        inputs = layer.shape[1] if layer.rows.kernel else depth
-        return np.arange(depth).reshape(inputs, -1).T.ravel()
+        return np.arange(self.depth).reshape(self.inputs, -1).T.ravel()
+
+    @property
+    def _is_in_order(self) -> bool:
+        """Whether `Layer.matrix` and masks have columns in the same order: there is one tap, or one input."""
+        return self.inputs in (1, self.depth)
 
     def by_tap(self, matrix: Doubles) -> Doubles:
-        return matrix[..., self._taps_first]
+        return matrix if self._is_in_order else matrix[..., self._taps_first]
 
     def restored(self, matrix: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         """An array of the shape of `weights` as the tensor lies."""
+        if self._is_in_order:
+            return self.layers[0].restore(matrix)
         back = np.empty_like(matrix)
         back[..., self._taps_first] = matrix
         return self.layers[0].restore(back)
@@ -281,7 +297,7 @@ def _tensor(graph: Graph, name: str, found: list[Layer], options: Options, lanes
 
 def _shaped(tensor: _Tensor, lanes: int) -> _Tensor | str:
     """With the shape of what goes together; why not, where that is larger than the layer."""
-    options, outputs = tensor.options, tensor.weights.shape[1]
+    options, outputs = tensor.options, tensor.outputs
     shape = tensor.shape
     if options.family == "block":
         block = options.block if isinstance(options.block, tuple) else (lanes, DOT)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphc.passes.quantize_rounding import compensated
-from graphc.passes.share_clusters import Start, centers, nearest, nearest_vectors, vector_centers
+from graphc.passes.share_clusters import CHUNK, Start, centers, nearest, nearest_vectors, vector_centers
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -50,16 +50,23 @@ class Shared:
     scale: np.float32 | None
     zeros: bool
 
-    def decoded(self) -> Floats:
-        """The weights that are stored, [channels, depth]."""
+    def decoded(self, rows: slice) -> Floats:
+        """Some of the weights that are stored, [channels, depth]."""
         books, entries, length = self.values.shape
+        codes = self.codes[rows].astype(np.int32)
+        own = np.arange(len(self.codes))[rows] // (len(self.codes) // books)
         table = self.values.reshape(books * entries, length)
-        found = np.empty((len(self.codes), self.codes.shape[1] * length), np.float32)
-        per_book = len(self.codes) // books
-        for book in range(books):
-            part = slice(book * per_book, (book + 1) * per_book)
-            found[part] = table[book * entries :][self.codes[part]].reshape(per_book, -1)
-        return found
+        return table[codes + entries * own[:, None]].reshape(len(codes), -1)
+
+    def error(self, rows: Floats, weights: Doubles | None) -> float:
+        """The squared error of the weights, each with its own weight, as a part of their energy."""
+        energy = lost = 0.0
+        step = max(CHUNK // rows.shape[1], 1)
+        for part in (slice(at, at + step) for at in range(0, len(rows), step)):
+            h = np.ones((1, 1)) if weights is None else np.broadcast_to(weights, rows.shape)[part]
+            energy += float((h * np.square(rows[part], dtype=np.float64)).sum())
+            lost += float((h * np.square(self.decoded(part) - rows[part], dtype=np.float64)).sum())
+        return lost / energy if energy else 0.0
 
 
 def share(rows: Floats, weights: Doubles | None, scheme: Scheme, gram: Doubles | None = None) -> Shared:

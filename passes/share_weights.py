@@ -28,10 +28,11 @@ from pydantic_core import InitErrorDetails
 from graphc.ir.edit import Edit
 from graphc.ir.functions import DOMAIN
 from graphc.ir.graph import Array, Graph, Node
+from graphc.ir.sparse import dense_of, pruned_values
 from graphc.passes.layers import Layer, layer_of
 from graphc.passes.protocol import WEIGHT_OPERANDS, Context, Observation, Pass
 from graphc.passes.share_clusters import Start
-from graphc.passes.share_codebooks import Doubles, Floats, Scheme, Shared, packed, share
+from graphc.passes.share_codebooks import KEPT, Doubles, Floats, Scheme, Shared, packed, share
 
 FLOAT32 = np.dtype(np.float32)
 
@@ -107,17 +108,17 @@ class ShareWeights(Pass):
 
     def _problem(self, each: "Tensor") -> str:
         """Why weights stay as they are, or the empty string."""
-        array, depth = each.array, each.rows.shape[1]
+        size, depth = prod(each.shape), prod(each.shape) // each.channels
         if self.group is not None and each.channels % self.group:
             return f"its {each.channels} channels are no multiple of {self.group}, which share a codebook"
         if depth % self.vector:
             return f"its {depth} weights per channel are no multiple of {self.vector}, which an entry stands for"
-        if self.vector > 1 and (array == 0).mean() >= 0.01:
+        if self.vector > 1 and (each.rows == 0).mean() >= KEPT:
             return "it was pruned, and entries of several weights would not keep its zeros"
         books = each.channels // self.group if self.group else 1
         table = books * (1 << self.bits) * self.vector * (4 if self.codebook == "fp32" else 1)
-        stored = table + array.size * self.bits // (8 * self.vector)
-        return f"sharing stores {stored} bytes instead of {array.nbytes}" if stored >= array.nbytes else ""
+        stored = table + size * self.bits // (8 * self.vector)
+        return f"sharing stores {stored} bytes instead of {4 * size}" if stored >= 4 * size else ""
 
     def _share(self, edit: Edit, each: "Tensor", context: Context) -> None:
         statistics = context.statistics
@@ -130,43 +131,43 @@ class ShareWeights(Pass):
             weights = each.importance(statistics[each.layer.moments]["energy"].astype(np.float64))
         elif self.weighting == "hessian":
             context.skip(each.node, f"its weights count alike: their inputs are not known of {each.node.op}")
-        shared = share(each.rows, weights, self.scheme, gram)
-        decoded = shared.decoded()
+        rows = each.rows
+        shared = share(rows, weights, self.scheme, gram)
+        error = shared.error(rows, weights)
         _Writer(edit, each, shared, self).write()
-        h = np.ones((1, 1)) if weights is None else weights
-        energy = float((h * np.square(each.rows, dtype=np.float64)).sum())
-        error = float((h * np.square(decoded - each.rows, dtype=np.float64)).sum())
-        context.note(
-            each.node,
-            bits=self.bits / self.vector,
-            codebooks=len(shared.values),
-            error=(error / energy) ** 0.5 if energy else 0.0,
-        )
+        context.note(each.node, bits=self.bits / self.vector, codebooks=len(shared.values), error=error**0.5)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
     """A constant `name` that `node` multiplies by, as rows [channels, depth]; `layer` where its inputs are known.
 
-    `masked`: it is the result of a SparseToDense of constants.
+    `decoder`: the SparseToDense of constants that makes it, where it is one.
     """
 
     name: str
     node: Node
-    array: Floats
+    graph: Graph
     layer: Layer | None
-    masked: bool
+    decoder: Node | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.graph.types[self.name].dims
 
     @property
     def rows(self) -> Floats:
+        """Made each time: those of all layers together take as much room as the model."""
+        stored = self.graph.constants[self.name] if self.decoder is None else dense_of(self.graph, self.decoder)
+        array = np.asarray(stored, np.float32)
         if self.layer is None:
-            return self.array.reshape(len(self.array), -1)
-        matrix = np.asarray(self.layer.matrix(self.array), np.float32)
+            return array.reshape(len(array), -1)
+        matrix = np.asarray(self.layer.matrix(array), np.float32)
         return matrix.reshape(-1, matrix.shape[2])
 
     @property
     def channels(self) -> int:
-        return len(self.rows)
+        return self.shape[1 if self.transposed else 0]
 
     @property
     def transposed(self) -> bool:
@@ -175,7 +176,7 @@ class Tensor:
     def importance(self, energy: Doubles) -> Doubles:
         """The mean square of what each element of `rows` multiplies, from each input channel's: [channels, depth]."""
         assert self.layer is not None
-        groups, channels = self.layer.rows.groups, self.array.shape[0]
+        groups, channels = self.layer.rows.groups, self.shape[0]
         by_group = np.repeat(energy.reshape(groups, -1), prod(self.layer.rows.kernel), axis=1)
         floor = max(1e-6 * float(energy.mean()), 1e-30)
         return np.maximum(np.repeat(by_group, channels // groups if groups > 1 else 1, axis=0), floor)
@@ -184,31 +185,17 @@ class Tensor:
 def tensors(graph: Graph) -> Iterator[Tensor]:
     """Every constant float32 array of two axes or more that is the weights of a node, once, in order."""
     seen: set[str] = set()
+    before = pruned_values(graph)
     for node in graph.nodes:
         positions = () if node.domain else WEIGHT_OPERANDS.get(node.op, ())
         for name in (node.inputs[p] for p in positions if p < len(node.inputs)):
             if name in seen or not name or graph.types[name].dtype != FLOAT32 or len(graph.types[name].shape or ()) < 2:
                 continue
-            array, producer = graph.constant(name), graph.producers.get(name)
-            if array is None and producer is not None and producer.op == "SparseToDense":
-                array = dense(graph, producer)
-            if array is not None:
+            if name in graph.constants or name in before:
                 seen.add(name)
                 layer = layer_of(graph, node)
                 own = layer if layer is not None and layer.weight == name else None
-                yield Tensor(name, node, np.asarray(array, np.float32), own, producer is not None)
-
-
-def dense(graph: Graph, node: Node) -> Array | None:
-    """What a SparseToDense of constants decodes to; None where its operands are none."""
-    mask, values = graph.constant(node.inputs[0]), graph.constant(node.inputs[1])
-    if mask is None or values is None:
-        return None
-    shape = node.get_ints("shape")
-    held = np.unpackbits(mask.reshape(-1).astype(np.uint8), bitorder="little", count=prod(shape)).astype(bool)
-    found = np.zeros(prod(shape), values.dtype)
-    found[held] = values
-    return found.reshape(shape)
+                yield Tensor(name, node, graph, own, before.get(name))
 
 
 def _wishes(options: ShareWeights, layer: Layer) -> Iterator[Observation]:
@@ -227,7 +214,7 @@ class _Writer:
     def write(self) -> None:
         tensor, shared = self._tensor, self._shared
         plain = shared.values.shape[0] == shared.values.shape[2] == 1
-        codes, shape = shared.codes, tensor.array.shape
+        codes, shape = shared.codes, tensor.shape
         if plain and tensor.transposed:
             codes = np.ascontiguousarray(codes.T)
         elif tensor.transposed:
@@ -244,8 +231,8 @@ class _Writer:
         if not plain and tensor.transposed:
             found = self._edit.add("Transpose", [found], {"perm": (1, 0)}, near=tensor.node)
         self._edit.redirect(tensor.name, found)
-        if tensor.masked:
-            self._edit.remove(self._edit.graph.producers[tensor.name])
+        if tensor.decoder is not None:
+            self._edit.remove(tensor.decoder)
 
     def _is_masked(self, held: Array) -> bool:
         bits, zeros = self._options.bits, self._options.zeros

@@ -25,7 +25,7 @@ import numpy as np
 import onnx
 
 import graphc
-from graphc.backends.entropy import METHODS, encode, encoded, entropy_bytes
+from graphc.backends.entropy import METHODS, counted, encode, encoded, entropy_bytes
 from graphc.calibrate import calibrate
 from graphc.execute import Session
 from graphc.importer import load
@@ -194,7 +194,7 @@ def streams(name: str) -> str:
     for array in graph.constants.values():
         flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         if len(flat):
-            whole[1:] += len(flat), len(encoded(flat).data), entropy_bytes(flat)
+            whole[1:] += len(flat), len(encoded(flat).data), entropy_bytes(counted(flat))
     usage = resource.getrusage(resource.RUSAGE_SELF)
     mega = [f"{number / 1e6:.2f}" for number in whole]
     return f"| {name} | {' | '.join(mega)} | {usage.ru_utime + usage.ru_stime:.0f} | {usage.ru_maxrss / 1e6:.2f} |"
@@ -208,7 +208,9 @@ def coders(path: Path) -> Iterator[str]:
     for name, array in load(path).constants.items():
         flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8) if array.nbytes >= 1024 else None
         if flat is not None:
-            found = np.array([len(flat), entropy_bytes(flat), *(len(encode(flat, each)) for each in METHODS[1:])])
+            found = np.array(
+                [len(flat), entropy_bytes(counted(flat)), *(len(encode(flat, each)) for each in METHODS[1:])]
+            )
             total += found
             yield f"| {name} | {' | '.join(f'{number:.0f}' for number in found)} |"
     yield f"| all | {' | '.join(f'{number:.0f}' for number in total)} |"
@@ -234,7 +236,7 @@ def place(name: str, form: str) -> str:
 
 
 def build_pairs() -> None:
-    half = {"kind": "factorize", "form": "channel", "data": "none", "ratio": 0.5}
+    half = {"kind": "factorize", "form": "channel", "data": "none", "ratio": 0.5, "never_slower": False}
     for name in PAIRS:
         for form, passes in (("dense", []), ("pair", [half])):
             spec = {"name": place(name, form), "passes": [{"kind": "fold"}, *passes], "targets": [{"cpu": "native"}]}
