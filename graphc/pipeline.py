@@ -85,10 +85,12 @@ def run(
     check_order(passes)
     graphs: list[Graph] = [model]
     contexts: list[Context] = [Context()]
+    drop = partial(_drop, model, data.metric, data, memory) if data.metric is not None else None
     for index, step in enumerate(passes[:stop_after], 1):
         name = f"step {index} ({step.kind})"
         statistics = observe(step, graphs[-1], data, memory, stage_of(progress, f"{name}: calibration"))
-        context = Context(statistics, stage_of(progress, name), slower=slower, speed=speed, lanes=lanes)
+        stage = stage_of(progress, name)
+        context = Context(statistics, stage, slower=slower, speed=speed, lanes=lanes, drop=drop)
         context.progress("", 0.0)
         graphs.append(step.apply(graphs[-1], context))
         check(graphs[-1])
@@ -171,6 +173,13 @@ def _judge(graphs: Sequence[Graph], data: Data, memory: Memory, progress: Progre
     starts = {name: partial(_runner, graph, outside) for name, graph in zip(names, graphs, strict=True)}
     found = qualities(graphs[0], starts, data.judged_on, memory, progress)
     return [found[name] for name in names]
+
+
+def _drop(model: Graph, metric: Metric, data: Data, memory: Memory, graph: Graph) -> float:
+    """How much worse the metric of `graph` is than the model's, on the evaluation data."""
+    before, after = (quality.value for quality in _judge([model, graph], data, memory, silent) if quality is not None)
+    assert before is not None and after is not None
+    return metric.drop(before, after)
 
 
 def _runner(graph: Graph, outside: Mapping[str, np.dtype[np.generic]]) -> Model:

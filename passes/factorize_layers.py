@@ -8,7 +8,7 @@ y = Gather(table, i) ->  y = MatMul(Gather(first, i), last)                    e
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import prod
+from math import inf, prod
 
 import numpy as np
 
@@ -55,6 +55,10 @@ class Window:
         )
 
 
+def _nothing() -> float:
+    return 0.0
+
+
 def windows(form: Form, whole: Window) -> tuple[tuple[Window, bool], ...]:
     """The window of each stage of a form, and whether it works on each channel alone."""
     point, down, across = whole.along(()), whole.along((0,)), whole.along((1,))
@@ -95,9 +99,9 @@ class Target:
 
     def dense(self) -> Candidate:
         if self.layer is None:
-            return Candidate((), 0, self.weights.size, 0.0, None)
+            return Candidate((), 0, self.weights.size, _nothing, None)
         places = prod(self.window.places(self.size)) if self.is_convolution else 1
-        return Candidate((), self.weights.size * self.rows * places, self.weights.size, 0.0, None)
+        return Candidate((), self.weights.size * self.rows * places, self.weights.size, _nothing, None)
 
     def sums(self, form: Form, shapes: Sequence[tuple[int, ...]]) -> tuple[Sums, list[Sums]]:
         """What the layer adds up, and its stages with weights of these shapes."""
@@ -161,19 +165,25 @@ def _target(graph: Graph, node: Node, weight: str, array: Doubles, layer: Layer 
 
 
 def candidates(target: Target, moments: Moments, form: Form, multiple: int, speed: Speed) -> Iterator[Candidate]:
-    """Ranks that reduce parameters, and work where there is any; those of channels are multiples of `multiple`.
-
-    `speed` refuses those that are not fast enough.
-    """
+    """Ranks that reduce parameters, and work where there is any; those of channels are multiples of `multiple`."""
     dense = target.dense()
     if prod(target.weights.shape[2:]) == 1:
         form = "channel"
     for ranks, shapes, error, make in _of_form(target, moments, form, multiple):
         macs, parameters = target.cost(form, shapes)
-        smaller = parameters < dense.parameters and (macs < dense.macs or target.layer is None)
-        wanted = min(max(FASTER, WORTH * dense.macs / max(macs, 1)), ENOUGH)
-        if smaller and (target.layer is None or speed(*target.sums(form, shapes))[0] >= wanted):
-            yield Candidate(ranks, macs, parameters, error if error is not None else moments.error(make().matrix), make)
+        if parameters < dense.parameters and (macs < dense.macs or target.layer is None):
+            faster = speed(*target.sums(form, shapes)) if target.layer is not None else (inf, "")
+            yield Candidate(ranks, macs, parameters, partial(_lost, error, moments, make), make, *faster)
+
+
+def _lost(known: float | None, moments: Moments, make: "partial[Factors]") -> float:
+    return known if known is not None else moments.error(make().matrix)
+
+
+def pays(candidate: Candidate, dense: Candidate) -> bool:
+    """Whether thin layers are enough faster than the layer that they stand for."""
+    promised = WORTH * dense.macs / max(candidate.macs, 1)
+    return candidate.speed >= min(max(FASTER, promised), ENOUGH)
 
 
 _Option = tuple[tuple[int, ...], list[tuple[int, ...]], float | None, "partial[Factors]"]

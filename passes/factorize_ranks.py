@@ -8,21 +8,33 @@ its target (a Lagrangian relaxation: Y. Shoham, A. Gersho, 1988).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from math import inf
 
 from graphc.passes.factorize_forms import Factors
 
 HALVINGS = 60
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Candidate:
-    """Ranks of a form, what they cost and err; `make` computes the factors. The dense layer has no ranks."""
+    """Ranks of a form, what they cost and err; `make` computes the factors. The dense layer has no ranks.
+
+    `speed`: how many times as fast as the dense layer they should be on `slowest`, the target that gains least.
+    """
 
     ranks: tuple[int, ...]
     macs: int
     parameters: int
-    error: float
+    lost: Callable[[], float]
     make: Callable[[], Factors] | None
+    speed: float = inf
+    slowest: str = ""
+
+    @cached_property
+    def error(self) -> float:
+        """Computed where it is asked for: some forms must be made for it."""
+        return self.lost()
 
     @property
     def is_dense(self) -> bool:

@@ -205,7 +205,8 @@ class Context:
     `progress(message, fraction)` may be called as often as liked, with 0 <= fraction <= 1. `slower(graph, node,
     decoded)` says why the integer code of a node (`decoded`: with float activations) does not pay on the targets that
     are built for; nothing where it does. `speed` tells how fast thin layers are there. `lanes`: floats in the widest
-    vector of those targets.
+    vector of those targets. `drop(graph)`: how much worse the spec's metric is than the model's, in its own unit; None
+    where the spec has none.
     """
 
     statistics: Statistics = field(default_factory=dict)
@@ -215,6 +216,7 @@ class Context:
     slower: Slower = never
     speed: Speed = unknown
     lanes: int = LANES
+    drop: Callable[[Graph], float] | None = None
     compared: dict[str, Graph] = field(default_factory=dict)
 
     def compare(self, name: str, graph: Graph) -> None:

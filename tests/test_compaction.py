@@ -40,7 +40,7 @@ def shares(options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 CASES: Mapping[str, list[dict[str, Any]]] = {
     "tensors": [shares({"s": {"bits": 3}, "v": {"zeros": "codebook"}, "u": {"bits": 5, "codebook": "int8"}})],
     "factors": [
-        {"kind": "factorize", "form": "tucker", "data": "none", "ratio": 0.7},
+        {"kind": "factorize", "form": "tucker", "data": "none", "ratio": 0.7, "never_slower": False},
         {"kind": "prune", "pattern": "unstructured", "method": "magnitude", "sparsity": 0.6},
         {"kind": "share_weights", "bits": 4, "weighting": "none", "codebook": "int8"},
     ],

@@ -7,6 +7,7 @@ import pytest
 
 from graphc.backends.factor_speed import speed_on
 from graphc.backends.x86 import LEVELS, level_target
+from graphc.errors import InputError
 from graphc.passes.factorize import Factorize
 from graphc.passes.protocol import Context, Sums
 from tests.passes.quantized import model, normal
@@ -52,14 +53,26 @@ def test_the_slowest_target_decides() -> None:
     assert speed_on(TARGETS)(*pair(64, 16, 14)) == min(each)
 
 
-def test_factors_that_would_be_slower_are_refused() -> None:
+def factorized(**options: Any) -> list[str]:
+    """Why the layers of a network of two thin ones stay as they are."""
     graph = model(
         "(float[1,16,8,8] x) => (float[1,256,8,8] y)", "a = Conv (x, w)\ny = Conv (a, v)",
         w=normal(16, 16, 1, 1), v=normal(256, 16, 1, 1),
     )  # fmt: skip
-    step = Factorize(form="channel", data="none", ratio=0.5, never_slower=True)
     context = Context(speed=speed_on(TARGETS))
-    step.apply(graph, context)
-    assert [skip.reason for skip in context.skips][:1] == [
-        "no rank reduces its multiply-accumulates and parameters and is faster on every target"
-    ]
+    Factorize.model_validate({"form": "channel", "data": "none", **options}).apply(graph, context)
+    return [skip.reason for skip in context.skips]
+
+
+def test_factors_that_would_be_slower_are_refused() -> None:
+    (narrow, *_) = factorized(ratio=0.5)
+    assert narrow.startswith("its thin layers should have at best 0.")
+    assert f"x its speed on {TARGETS[0].id}, at 0." in narrow or TARGETS[-1].id in narrow
+    assert not [reason for reason in factorized(ratio=0.5, never_slower=False) if "speed" in reason]
+
+
+@pytest.mark.parametrize("rule", ["macs", "parameters"])
+def test_a_share_that_the_layers_that_gain_do_not_reach_is_refused(rule: str) -> None:
+    with pytest.raises(InputError, match=rf"factorize\.{rule}: 0\.1 cannot be met: the least .* slower on the targets"):
+        factorized(**{rule: 0.1})
+    assert factorized(**{rule: 0.1}, never_slower=False) == []

@@ -120,6 +120,22 @@ def test_an_accuracy_decides_how_much_goes() -> None:
     assert shares[1] <= shares[0] < cost(graph).macs
 
 
+def test_a_metric_decides_where_there_is_one() -> None:
+    graph, heard = network(), []
+
+    def drop(after: Graph) -> float:
+        heard.append(cost(after).macs)
+        return 100 * (1 - (cost(after).macs or 0) / (cost(graph).macs or 1))
+
+    step = Factorize.model_validate({"form": "channel", "data": "none", "accuracy_drop": 40})
+    after = step.apply(graph, Context(calibrate(graph, step.observes(graph), feeds()), drop=drop))
+    assert 0.6 <= (cost(after).macs or 0) / (cost(graph).macs or 1) < 0.65
+    assert len(heard) > 2
+    context = Context(calibrate(graph, step.observes(graph), feeds()), drop=lambda after: 99.0)
+    assert step.apply(graph, context) is graph
+    assert [skip.reason for skip in context.skips] == ["no ranks that were tried keep the accuracy"] * 4
+
+
 def test_ranks_are_multiples_where_that_is_asked() -> None:
     _, context = factorized(network(), ratio=0.6, multiple=4)
     assert all(note.figures["rank"] % 4 == 0 for note in context.notes)
