@@ -56,7 +56,8 @@ class Shared:
         codes = self.codes[rows].astype(np.int32)
         own = np.arange(len(self.codes))[rows] // (len(self.codes) // books)
         table = self.values.reshape(books * entries, length)
-        return table[codes + entries * own[:, None]].reshape(len(codes), -1)
+        found: Floats = table[codes + entries * own[:, None]].reshape(len(codes), -1)
+        return found
 
     def error(self, rows: Floats, weights: Doubles | None) -> float:
         """The squared error of the weights, each with its own weight, as a part of their energy."""
