@@ -91,8 +91,8 @@ def build_uncached(
 
 
 def integerized(graph: Graph) -> Graph:
-    """The graph in the integer arithmetic."""
-    from graphc.backends.decompose import decompose  # here, as below
+    """The graph in operators that have kernels, integers for quantized ones."""
+    from graphc.backends.decompose import decompose  # here, because a build that is cached whole needs none of it
 
     return integerize(decompose(densified(graph), kernels=True))
 
@@ -110,10 +110,8 @@ def build_integerized(
     progress: Progress = silent,
 ) -> Manifest:
     """`build_uncached` for a graph in the integer arithmetic."""
-    from graphc.backends.decompose import decompose
-
     _require_indexable(graph)
-    program = lowered(decompose(graph, kernels=True), target, server, choices, progress)
+    program = lowered(graph, target, server, choices, progress)
     return build_program(program, target, folder, server, cache, tools, quantization=quantization, progress=progress)
 
 
@@ -166,7 +164,7 @@ def _require_indexable(graph: Graph) -> None:
 def lowered(
     graph: Graph, target: Target, server: Server, choices: Choices = NO_CHOICES, progress: Progress = silent
 ) -> Program:
-    """The program of a graph in the integer arithmetic that is decomposed."""
+    """The program of a graph in the integer arithmetic."""
     job = Job(LOWER, (graph, target, note, dict(choices)), f"model '{graph.name}'")
     progress("lower", 0.0)
     program: Program = server.run([job], progress=_watching(progress, "lower"))[0]

@@ -140,9 +140,7 @@ def tuned(
     """
     if tuning is None:
         return Tuned({}, "")
-    from graphc.backends.decompose import decompose  # here, because few builds are tuned
-
-    laid_out = narrowed(channels_last(widened(decompose(integerized(graph), kernels=True))), target)
+    laid_out = narrowed(channels_last(widened(integerized(graph))), target)
     database = Database(tuning.database)
     entries = database.entries(target)
     thorough = tuning.effort == "thorough"
