@@ -23,7 +23,8 @@ PRODUCT = "graphc_rounded_product"
 
 MAGIC, MAGIC_BITS, REACH = 1.5 * 2**23, 0x4B400000, 2**22
 """A sum of this and a number below `REACH` has the whole number nearest to it, half to even, in its lowest bits: for
-vectors without an instruction that rounds (armv7). It is clamped before, which is the same: rounding is monotone."""
+vectors without an instruction that rounds (armv7), and for C without a library. It is clamped before, which is the
+same: rounding is monotone."""
 
 
 def bounded(scale: Any) -> bool:
@@ -47,11 +48,12 @@ def stored(
         if small:
             return _saturated(whole + tirx.const(zero_point, "int32"), span, dtype)
         return _clamped(whole, low, high, zero_point, dtype)
-    if target.family == "cortex_m" and not target.has("fpu") and str(sums.ty.dtype) == "int32":
+    if target.float_abi == "soft" and str(sums.ty.dtype) == "int32":
         whole = tirx.call_extern("int32", PRODUCT, sums, tirx.reinterpret("int32", scale))
         return _clamped(whole, low, high, zero_point, dtype)
     limits = tirx.const(low, "float32"), tirx.const(high, "float32")
-    if target.has("neon") and not target.has("rounding") and max(abs(low), abs(high)) < REACH:
+    rounds = target.emit == "objects" and (target.has("rounding") or not target.has("neon"))
+    if not rounds and max(abs(low), abs(high)) < REACH:
         inside = tirx.min(tirx.max(scaled, limits[0]), limits[1])
         lowest_bits = tirx.reinterpret("int32", inside + tirx.const(MAGIC, "float32"))
         return (lowest_bits - tirx.const(MAGIC_BITS - zero_point, "int32")).astype(dtype)

@@ -151,7 +151,7 @@ OWN float sqrtf(float x)
 #endif
 
 #ifdef NEED_graphc_rounded_product
-int32_t graphc_rounded_product(int32_t sum, int32_t scale);
+OWN int32_t graphc_rounded_product(int32_t sum, int32_t scale);
 /* rint(float32(sum) * scale) without a floating-point unit; `scale` is the bits of a positive float32. At least 2^22 in
    magnitude where that is more. All that is rounded is the magnitude: ties to even do not see the sign.
 

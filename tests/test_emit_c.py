@@ -128,13 +128,18 @@ def test_functions_of_floats_and_integers(tmp_path: Path) -> None:
         assert warn(compiler, built.artifact("native-c") / "many.c") == ""
 
 
-def test_the_same_on_an_emulated_board(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("cpu", "rounds"), [("cortex-m7", ""), ("cortex-m3", "graphc_rounded_product")])
+def test_the_same_on_an_emulated_board(cpu: str, rounds: str, tmp_path: Path) -> None:
+    """Rounding is integer code where there is no floating-point unit, and needs no function of a library anywhere."""
     if shutil.which(EMULATOR) is None:
         pytest.skip(f"no {EMULATOR} on PATH: apt install qemu-system-arm")
     spec = small.write(tmp_path)
-    spec.write_text(spec.read_text().replace("{cpu: native}", "{cpu: cortex-m7, emit: c}"))
+    spec.write_text(spec.read_text().replace("{cpu: native}", f"{{cpu: {cpu}, emit: c}}"))
     built = graphc.compile(None, spec, out=tmp_path / "build")
-    assert verify(built.artifact("cortex-m7-c"), samples=8).agrees
+    text = (built.artifact(f"{cpu}-c") / read(built.artifact(f"{cpu}-c")).files.source).read_text()
+    needs = {line.split("NEED_")[1] for line in text.splitlines() if line.startswith("#define NEED_")}
+    assert needs - {"nearbyintf"} == ({rounds} if rounds else set()), "nearbyintf: of the model's float input"
+    assert verify(built.artifact(f"{cpu}-c"), samples=8).agrees
 
 
 def test_what_needs_a_library_is_refused(tmp_path: Path) -> None:
