@@ -113,15 +113,6 @@ class Cache:
             return
         self._prune_sometimes(len(value))
 
-    def get_json(self, key: str) -> Any:
-        """What `put_json` kept: plain data, None where there is nothing."""
-        data = self.get(key)
-        return None if data is None else json.loads(data)
-
-    def put_json(self, key: str, value: Any) -> None:
-        """Keep JSON-ready data, with its floats to the last bit."""
-        self.put(key, json.dumps(value, separators=(",", ":")).encode())
-
     def scratch(self) -> Path | None:
         """A folder for files that live for moments; None where there cannot be one."""
         folder = self.folder / "scratch"

@@ -1,4 +1,4 @@
-"""networkx views of a graph, for the theory: orders, dominators, components, cuts. Derived, never stored."""
+"""The graph as networkx sees it, for the theory: orders, dominators, components, cuts. Derived, never stored."""
 
 from typing import Any
 
@@ -20,18 +20,4 @@ def nodes_view(graph: Graph) -> "nx.DiGraph[Any]":
                 view.edges[source, node]["values"] += (name,)
             else:
                 view.add_edge(source, node, values=(name,))
-    return view
-
-
-def values_view(graph: Graph) -> "nx.DiGraph[Any]":
-    """Nodes are value names (inputs, constants, results); an edge leads from operand to result, its `node` between.
-
-    Constants are marked `constant=True`, with all others False.
-    """
-    view: nx.DiGraph[Any] = nx.DiGraph()
-    view.add_nodes_from((*graph.captures, *graph.inputs), constant=False)
-    view.add_nodes_from(graph.constants, constant=True)
-    for node in graph.nodes:
-        view.add_nodes_from(node.results, constant=False)
-        view.add_edges_from((name, result, {"node": node}) for name in node.reads for result in node.results)
     return view

@@ -36,13 +36,6 @@ def test_a_second_value_takes_the_place_of_the_first(cache: Cache) -> None:
     assert len(entries(cache)) == 1
 
 
-def test_data_keeps_its_floats(cache: Cache) -> None:
-    value = {"a": [0.1, 1e-300, -0.0], "b": None, "c": {"d": True}}
-    cache.put_json("k", value)
-    assert cache.get_json("k") == value
-    assert cache.get_json("other") is None
-
-
 @pytest.mark.parametrize("damage", [b"", b"graphc1\n", b"rubbish"])
 def test_a_damaged_entry_counts_as_absent(cache: Cache, damage: bytes) -> None:
     cache.put("k", b"value")

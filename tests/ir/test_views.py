@@ -4,7 +4,7 @@ import networkx as nx
 from onnx import parser
 
 from graphc.importer import load
-from graphc.ir.views import nodes_view, values_view
+from graphc.ir.views import nodes_view
 
 GRAPH = load(
     parser.parse_model("""<ir_version: 10, opset_import: ["" : 26]>
@@ -21,11 +21,3 @@ def test_nodes_view() -> None:
     assert view.edges[mul, split]["values"] == ("y",)
     assert view.edges[split, concat]["values"] == ("b", "a")
     assert nx.immediate_dominators(view, mul)[concat] is split
-
-
-def test_values_view() -> None:
-    view = values_view(GRAPH)
-    assert set(view.nodes) == {"x", "w", "y", "a", "b", "z"}
-    assert [name for name, is_constant in view.nodes(data="constant") if is_constant] == ["w"]
-    assert view.edges["a", "z"]["node"].op == "Concat"
-    assert nx.descendants(view, "w") == {"y", "a", "b", "z"}
