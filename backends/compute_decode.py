@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 from tvm import te, tirx
 
+from graphc.backends import rounding
 from graphc.backends.compute_cast import SMALL, encoded, from_code, small_code, to_code, values
 from graphc.backends.relax_module import INJECTIVE, OPAQUE, Lowering, computes
 from graphc.backends.statements import const, function, loop, sequence, tasks
@@ -156,13 +157,12 @@ def quantize(state: Lowering, node: Node) -> Sequence[Any]:
             scaled = x[tuple(i)].astype("float32") / scales[at(i)].astype("float32")
             if small:  # its zero point is 0
                 return encoded(scaled, y.dtype, bool(node.get_int("saturate", 1)))
-            rounded = tirx.nearbyint(scaled)
-            # Bounds that keep the conversion to int32 defined; the sum is clamped exactly afterwards.
-            bounded = tirx.min(tirx.max(rounded, const(-(2.0**24), "float32")), const(2.0**24, "float32")).astype(
-                "int32"
-            )
+            # Bounds past which no zero point brings the sum back into 16 bits; it is clamped exactly afterwards.
+            bounded = tirx.min(tirx.max(scaled, const(-(2.0**17), "float32")), const(2.0**17, "float32"))
             zero = zeros[0][zero_at(i)] if zeros else const(0)
-            total = bounded + (from_code(zero, y.dtype) if zeros and y.bits < 8 else zero.astype("int32"))
+            total = rounding.nearest(state.target, bounded) + (
+                from_code(zero, y.dtype) if zeros and y.bits < 8 else zero.astype("int32")
+            )
             clamped = tirx.min(tirx.max(total, const(low)), const(high))
             return to_code(clamped, y.dtype) if y.bits < 8 else clamped.astype(y.dtype.name)
 

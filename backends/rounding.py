@@ -23,13 +23,29 @@ PRODUCT = "graphc_rounded_product"
 
 MAGIC, MAGIC_BITS, REACH = 1.5 * 2**23, 0x4B400000, 2**22
 """A sum of this and a number below `REACH` has the whole number nearest to it, half to even, in its lowest bits: for
-vectors without an instruction that rounds (armv7), and for C without a library. It is clamped before, which is the
+vectors without an instruction that rounds (armv7), and for C without a library. Clamping goes before it and is the
 same: rounding is monotone."""
 
 
 def bounded(scale: Any) -> bool:
     """Whether all of these scales are at most `BOUND`."""
     return bool(np.all(np.abs(scale) <= BOUND))
+
+
+def nearest(target: Target, value: Any) -> Any:
+    """The int32 nearest to a float32 of magnitude below `REACH`, half to even."""
+    if target.has("mve_float"):
+        return tirx.call_llvm_pure_intrin("float32", "llvm.roundeven", value).astype("int32")
+    if target.has("fpu") and target.has("saturate"):
+        return tirx.reinterpret("int32", tirx.call_llvm_pure_intrin("float32", "llvm.arm.vcvtr", value))
+    if _by_magic(target):
+        return tirx.reinterpret("int32", value + tirx.const(MAGIC, "float32")) - tirx.const(MAGIC_BITS, "int32")
+    return tirx.nearbyint(value).astype("int32")
+
+
+def _by_magic(target: Target) -> bool:
+    """Whether a sum with `MAGIC` rounds, for want of an instruction or a library."""
+    return target.emit == "c" or (target.has("neon") and not target.has("rounding"))
 
 
 def stored(
@@ -44,7 +60,7 @@ def stored(
     if target.has("mve_float"):
         return _clamped(_even_lanes(scaled, low, high, small), low, high, zero_point, dtype)
     if target.has("fpu") and target.has("saturate"):
-        whole = tirx.reinterpret("int32", tirx.call_llvm_pure_intrin("float32", "llvm.arm.vcvtr", scaled))
+        whole = nearest(target, scaled)
         if small:
             return _saturated(whole + tirx.const(zero_point, "int32"), span, dtype)
         return _clamped(whole, low, high, zero_point, dtype)
@@ -52,11 +68,9 @@ def stored(
         whole = tirx.call_extern("int32", PRODUCT, sums, tirx.reinterpret("int32", scale))
         return _clamped(whole, low, high, zero_point, dtype)
     limits = tirx.const(low, "float32"), tirx.const(high, "float32")
-    rounds = target.emit == "objects" and (target.has("rounding") or not target.has("neon"))
-    if not rounds and max(abs(low), abs(high)) < REACH:
+    if _by_magic(target) and max(abs(low), abs(high)) < REACH:
         inside = tirx.min(tirx.max(scaled, limits[0]), limits[1])
-        lowest_bits = tirx.reinterpret("int32", inside + tirx.const(MAGIC, "float32"))
-        return (lowest_bits - tirx.const(MAGIC_BITS - zero_point, "int32")).astype(dtype)
+        return (nearest(target, inside) + tirx.const(zero_point, "int32")).astype(dtype)
     clamped = tirx.min(tirx.max(tirx.nearbyint(scaled), limits[0]), limits[1])
     return (clamped.astype("int32") + tirx.const(zero_point, "int32")).astype(dtype)
 

@@ -39,7 +39,7 @@ from graphc.backends.statements import (
     vector,
 )
 from graphc.backends.targets import Target
-from graphc.backends.tiles import SMALL, chosen_columns, chunks
+from graphc.backends.tiles import SMALL, WIDEST_AT_EDGES, chosen_columns, chunks
 
 
 def schedule(anchor: Anchor, target: Target) -> Any:
@@ -314,8 +314,9 @@ class Convolution(Contraction):
             and info["output"] == [self.height, width]
         )
         self.small = not (dotted or self.flat or info.get("coded")) and prod(self.output) <= SMALL
-        if self.small and anchor.pad is not None:
-            self.begin, self.height = [0, 0], int(anchor.padded.shape[1])
+        wide = self.kernel[1] > WIDEST_AT_EDGES and not info.get("coded")
+        if (self.small or wide) and anchor.pad is not None:
+            self.begin, (self.height, width) = [0, 0], (int(d) for d in anchor.padded.shape[1:3])
             through_pad = True
         pieces, columns = self.batch * self.out_height, self.out_width
         if self.flat:

@@ -19,6 +19,10 @@ SMALL = 64
 """Outputs of at most this many positions are one run of columns over the padded input: their rows are too short for
 register tiles."""
 
+WIDEST_AT_EDGES = 16
+"""Taps across up to which tiles at the input's edges have those inside written out; wider kernels read a padded copy:
+that much code would take LLVM minutes."""
+
 WIDEST_WINDOW = 8
 """Most output columns in a register tile of a window kernel: taps are written out, so more is more code."""
 

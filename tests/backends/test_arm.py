@@ -122,6 +122,41 @@ def test_float_products_are_by_lane(core: str) -> None:
     assert len(re.findall(product, code_of(graph, core, "conv"))) >= 8
 
 
+@emulated
+@pytest.mark.parametrize("core", ["cortex-a53", "cortex-a7"])
+@pytest.mark.parametrize("kind", ["uint8", "int16"])
+def test_floats_become_integers_in_vectors(core: str, kind: str, machine: tuple[Server, Cache], tmp_path: Path) -> None:
+    """Ties go to even, what is past the range to its ends, and no element costs a call."""
+    constants = f"<float s = {{0.5}}, {kind} z = {{100}}>"
+    text = f"g (float[4099] x) => ({kind}[4099] y) {constants} {{ y = QuantizeLinear(x, s, z) }}"
+    graph, target = load(model_of(text)), resolve({"cpu": core})
+    (kernel,) = lower(graph, target).kernels.values()
+    assert undefined_symbols(objects.object_code(kernel.tir, "kernel", target)) == frozenset()
+    build_target(graph, target, tmp_path / core, *machine)
+    x = np.arange(-2049, 2050, dtype=np.float32) / 8
+    x[:8] = [np.inf, -np.inf, 3e38, -3e38, 1e6, -1e6, 20000.25, -20000.25]
+    with EmulatedLinux(tmp_path / core) as emulator:
+        found = emulator(x)
+    np.testing.assert_array_equal(found, Session(graph).run({"x": x})["y"])
+
+
+@emulated
+def test_a_wide_kernel_is_a_loop_at_the_edges_too(machine: tuple[Server, Cache], tmp_path: Path) -> None:
+    """39 taps, written out for each tile at the edges, would be more than LLVM compiles in ten minutes."""
+    shapes = {"x": (1, 8, 6, 64), "w": (8, 8, 3, 39)}
+    given = ", ".join(f"float[{','.join(map(str, shape))}] {name}" for name, shape in shapes.items())
+    graph = load(model_of(f"g ({given}) => (float[1,8,6,64] y) {{ y = Conv <pads = [1, 19, 1, 19]> (x, w) }}"))
+    target = resolve({"cpu": "cortex-a76"})
+    for kernel in lower(graph, target).kernels.values():
+        assert len(objects.object_code(kernel.tir, "kernel", target)) < 8192
+    build_target(graph, target, tmp_path, *machine)
+    rng = np.random.default_rng(5)
+    values = {name: rng.normal(0, 1, shape).astype(np.float32) for name, shape in shapes.items()}
+    with EmulatedLinux(tmp_path) as emulator:
+        found = emulator(**values)
+    np.testing.assert_allclose(found, Session(graph).run(values)["y"], rtol=1e-5, atol=1e-3)
+
+
 FUNCTIONS = ("Exp", "Tanh", "Sigmoid", "Erf", "Softplus", "Log", "Gelu", "Mish")
 
 
