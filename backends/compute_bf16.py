@@ -1,4 +1,4 @@
-"""Convolutions and matrix products of bfloat16 codes, summed in float32: see `graphc.backends.narrow`."""
+"""Convolutions and matrix products of bfloat16 codes or float16: see `graphc.backends.narrow` and `halve`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
-from graphc.backends import compute_conv, compute_matmul
+from graphc.backends import compute_conv, compute_matmul, halve
 from graphc.backends.dot import DOTS
 from graphc.backends.narrow import DOMAIN
 from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
@@ -34,17 +34,29 @@ def narrow(state: Lowering, node: Node) -> Sequence[Any]:
     return [state.emit(define, state.value(node.inputs[0]), name="narrow")]
 
 
+@computes(halve.DOMAIN, "Narrow")
+def half(state: Lowering, node: Node) -> Sequence[Any]:
+    """float32 -> float16; fused as above."""
+
+    def define(x: te.Tensor) -> te.Tensor:
+        return te.compute(x.shape, lambda *i: x[i].astype("float16"), name="narrow")
+
+    return [state.emit(define, state.value(node.inputs[0]), name="narrow")]
+
+
 @computes(DOMAIN, "Conv")
+@computes(halve.DOMAIN, "Conv")
 def conv(state: Lowering, node: Node) -> Sequence[Any]:
     """y = conv(x, w) + bias, channels last, with constant weights."""
-    shape = compute_conv.convolution(state, node, np.dtype(np.uint16))
+    kind = state.type(node.inputs[0]).dtype
+    shape = compute_conv.convolution(state, node, kind)
     weights = state.parameter(compute_conv.pack(shape, state.graph.constants[node.inputs[1]]), node.inputs[1])
     biased = len(node.inputs) > 2 and bool(node.inputs[2])
     operands = [state.value(node.inputs[0]), weights, *([state.value(node.inputs[2])] if biased else [])]
     output = state.type(node.outputs[0]).dims
 
     def define(x: te.Tensor, w: te.Tensor, *bias: te.Tensor) -> te.Tensor:
-        acc = compute_conv.accumulate(shape, x, w, "float32", tirx.const(0, "uint16"))
+        acc = compute_conv.accumulate(shape, x, w, "float32", tirx.const(0, kind.name))
 
         def element(*i: Any) -> Any:
             total = compute_conv.sum_at(shape, acc, i)
@@ -52,10 +64,11 @@ def conv(state: Lowering, node: Node) -> Sequence[Any]:
 
         return te.compute(output, element, name="out")
 
-    return [state.emit(define, *operands, name="conv_bf16", pattern=OUT_FUSIBLE)]
+    return [state.emit(define, *operands, name=f"conv_{shape.dot}", pattern=OUT_FUSIBLE)]
 
 
 @computes(DOMAIN, "MatMul")
+@computes(halve.DOMAIN, "MatMul")
 def matmul(state: Lowering, node: Node) -> Sequence[Any]:
     """numpy.matmul of matrices; batches broadcast, b may be computed at run time."""
     a, b = (state.type(name).dims for name in node.inputs[:2])
@@ -67,10 +80,11 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
         acc = compute_matmul.accumulate(product, x, w, "float32")
         return te.compute(output, lambda *i: compute_matmul.sum_at(product, acc, i), name="out")
 
-    return [state.emit(define, state.value(node.inputs[0]), right, name="matmul_bf16", pattern=OUT_FUSIBLE)]
+    return [state.emit(define, state.value(node.inputs[0]), right, name=f"matmul_{product.dot}", pattern=OUT_FUSIBLE)]
 
 
 @computes(DOMAIN, "Gemm")
+@computes(halve.DOMAIN, "Gemm")
 def gemm(state: Lowering, node: Node) -> Sequence[Any]:
     """y = alpha * a b' + beta * c; b' is b, transposed where asked."""
     a, b = (state.type(name).dims for name in node.inputs[:2])
@@ -82,7 +96,7 @@ def gemm(state: Lowering, node: Node) -> Sequence[Any]:
         return compute_matmul.scaled_sum(node, product, acc, c)
 
     operands = [state.value(node.inputs[0]), right, *added]
-    return [state.emit(define, *operands, name="gemm_bf16", pattern=OUT_FUSIBLE)]
+    return [state.emit(define, *operands, name=f"gemm_{product.dot}", pattern=OUT_FUSIBLE)]
 
 
 def _right(
@@ -91,7 +105,7 @@ def _right(
     """The product, and its packed right operand: at compile time where it is constant, else by a kernel."""
     inner = state.type(node.inputs[0]).dims[-1]
     array, transposed = state.constant(node.inputs[1]), bool(node.get_int("transB", 0))
-    dot = DOTS["amx_bf16"]
+    dot = DOTS["half" if node.domain == halve.DOMAIN else "amx_bf16"]
     block = dot.block(state.target, columns, rows)
     product = compute_matmul.Product(batch, rows, inner, columns, block, dot.step, dot.kind)
     if array is not None:

@@ -121,7 +121,10 @@ def convolution(state: Lowering, node: Node, weights: np.dtype[Any] | None = Non
         inputs = -(-channels // 4) * 4
         depth = inputs * kernel[-1] if span.dilations[-1] == 1 else inputs
         together = prod(output) if prod(span.strides) == 1 else output[-1]
-        dot = DOTS["amx_bf16"] if codes else dot_product(state.target, weights, depth, together, choice.dot)
+        if weights == np.dtype(np.float16):
+            dot = DOTS["half"]
+        else:
+            dot = DOTS["amx_bf16"] if codes else dot_product(state.target, weights, depth, together, choice.dot)
     return Convolution(
         kind,
         span,

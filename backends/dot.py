@@ -12,6 +12,10 @@ Where products of bfloat16 are asked for (`narrow`), operands are its codes, 16 
 
 amx_bf16  16 x 32 times 32 x 16 into 16 x 16 float32
 
+Where products of float16 are asked for (`halve`):
+
+half    1 x float16 * float16 -> float16 (Arm with FEAT_FP16): short sums, which are added up in float32
+
 Microcontrollers gather all that an output sums into one run of bytes first (`columns`), so that one loop adds it up:
 
 smlad     2 x int16 * int16 -> int32 per instruction; four bytes of weights are widened by two more
@@ -27,7 +31,7 @@ import numpy as np
 from graphc.backends.targets import Target
 from graphc.backends.tiles import AMX_CHANNELS, amx_depth, channel_block, columns_tile
 
-Kind = Literal["amx", "amx_bf16", "vnni", "madd", "sdot", "usdot", "mlal", "plain", "smlad", "vmladava", "mla"]
+Kind = Literal["amx", "amx_bf16", "vnni", "madd", "sdot", "usdot", "mlal", "plain", "half", "smlad", "vmladava", "mla"]
 
 FEWEST_BYTES, FEWEST_COLUMNS = 24, 4
 """Tiles with less depth or fewer output columns than this waste more of the unit than vectors would."""
@@ -63,7 +67,9 @@ class Dot:
         """Output channels that lie next to each other in packed weights; a matrix tile lies in one piece."""
         if self.columns:
             return columns_tile(self.kind, positions, channels)[1]
-        return AMX_CHANNELS if self.tiled else channel_block(target, channels)
+        if self.tiled:
+            return AMX_CHANNELS
+        return channel_block(target, channels, bits=16 if self.kind == "half" else 32)
 
 
 DOTS: dict[Kind, Dot] = {
@@ -75,6 +81,7 @@ DOTS: dict[Kind, Dot] = {
     "usdot": Dot("usdot", 4, np.dtype(np.int8)),
     "mlal": Dot("mlal", 1, np.dtype(np.int16)),
     "plain": Dot("plain", 1, np.dtype(np.int16)),
+    "half": Dot("half", 1, np.dtype(np.float16)),
     "smlad": Dot("smlad", 4, np.dtype(np.int8), columns=True),
     "vmladava": Dot("vmladava", 16, np.dtype(np.int8), columns=True),
     "mla": Dot("mla", 1, np.dtype(np.int8), columns=True),

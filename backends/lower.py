@@ -16,6 +16,7 @@ from tvm import relax
 
 from graphc.backends.anchor import products
 from graphc.backends.choices import NO_CHOICES, Choices
+from graphc.backends.halve import halved
 from graphc.backends.layout import channels_last
 from graphc.backends.narrow import narrowed
 from graphc.backends.objects import task_count, tir_json
@@ -41,7 +42,7 @@ def lower(graph: Graph, target: Target, note: Note = lambda _: None, choices: Ch
     Raises UnsupportedError naming the node that no kernel exists for, InputError where a shape is open.
     """
     _require_static(graph)
-    laid_out = narrowed(channels_last(widened(graph)), target)
+    laid_out = narrowed(halved(channels_last(widened(graph)), target), target)
     module, constants, decisions = relax_module(laid_out, target, note, choices)
     module, marks = fused(module)
     return replace(_Assembly(laid_out, target, constants, marks, note).program(module), decisions=decisions)

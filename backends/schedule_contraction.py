@@ -189,18 +189,24 @@ class Contraction:
     def _depth_by_lanes(
         self, acc: Any, row: Any, block: Any, first: Any, kh: Any, kw: Any, columns: Sequence[int]
     ) -> Any:
-        """The same, the inputs of `steps_loaded` steps in one load; the steps that are left in loads of 4, 2 and 1."""
-        whole, left = divmod(self.depth // self.step, self.steps_loaded)
-        place = partial(self._lanes_step, acc, row, block, first, kh, kw, columns)
-        begin = whole * self.steps_loaded
-        parts = [loop("c", 0, whole, lambda c: place(c * self.steps_loaded, self.steps_loaded))] if whole else []
+        """The same, the inputs of `steps_loaded` steps in one load."""
+        place = partial(self.lanes_step, acc, row, block, first, kh, kw, columns)
+        return self.in_loads(place, const(0), self.depth // self.step)
+
+    def in_loads(self, place: Callable[[Any, int], Any], begin: Any, steps: int) -> Any:
+        """place(first step, how many) for `steps` steps from `begin` on; what is left over in loads of 4, 2 and 1."""
+        whole, left = divmod(steps, self.steps_loaded)
+        parts = (
+            [loop("c", 0, whole, lambda c: place(begin + c * self.steps_loaded, self.steps_loaded))] if whole else []
+        )
+        done = whole * self.steps_loaded
         for size in (4, 2, 1):
             if left & size:
-                parts.append(place(const(begin), size))
-                begin += size
+                parts.append(place(begin + const(done), size))
+                done += size
         return sequence(parts)
 
-    def _lanes_step(
+    def lanes_step(
         self, acc: Any, row: Any, block: Any, first: Any, kh: Any, kw: Any, columns: Sequence[int], c: Any, steps: int
     ) -> Any:
         """The register tile for `steps` steps from c on: acc[p][v] += lane s of x[p] * w[c + s][v]."""

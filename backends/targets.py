@@ -54,8 +54,9 @@ class Target:
     archive_ending: str = ".a"
     winograd: bool = True
     """Whether float convolutions may use Winograd's filtering: see `graphc.backends.winograd` for what it errs."""
-    arithmetic: Literal["float32", "bf16"] = "float32"
-    """What convolutions and products of floats multiply: see `graphc.backends.narrow` for what bf16 errs."""
+    arithmetic: Literal["float32", "bf16", "fp16"] = "float32"
+    """What convolutions and products of floats multiply: see `graphc.backends.narrow` for what bf16 errs, `halve` for
+    what fp16 does."""
     weights: Storage = "plain"
     """How constants are stored: as kernels read them, or entropy-coded (`graphc.backends.coded_weights`)."""
     emit: Literal["objects", "c"] = "objects"
@@ -139,7 +140,15 @@ def resolve(entry: Mapping[str, Any]) -> Target:
         problem = "it has no matrix tiles of bfloat16 (amx_bf16), so `arithmetic: bf16` is not for it."
         remedy = "Leave that out: weights stored as bfloat16 are widened to float32 by every target."
         raise UnsupportedError(f"target {target.id}", problem, remedy)
+    _require_half(target)
     return target
+
+
+def _require_half(target: Target) -> None:
+    if target.arithmetic == "fp16" and not target.has("fp16"):
+        problem = "it has no arithmetic of float16 (FEAT_FP16), so `arithmetic: fp16` is not for it."
+        remedy = "Leave that out (weights stored as float16 are widened by every target), or choose one that has it: "
+        raise UnsupportedError(f"target {target.id}", problem, f"{remedy}cortex-a55, cortex-a76 and later ones.")
 
 
 def _as_c(target: Target) -> Target:

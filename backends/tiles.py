@@ -8,9 +8,12 @@ WIDEST = 2
 """Most vectors of output channels that one register tile spans: the fewer, the more columns share a read of weights."""
 
 
-def channel_block(target: Target, channels: int, widest: int = WIDEST) -> int:
-    """Output channels that lie next to each other in packed weights: whole vectors, at most `widest`, little waste."""
-    width = max(1, target.lanes(32))
+def channel_block(target: Target, channels: int, widest: int = WIDEST, bits: int = 32) -> int:
+    """Output channels that lie next to each other in packed weights: whole vectors, at most `widest`, little waste.
+
+    Each is summed in `bits` bits.
+    """
+    width = max(1, target.lanes(bits))
     vectors = -(-channels // width)
     return width * next(n for n in (4, 2, 1) if n == 1 or (n <= widest and vectors % n == 0))
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from graphc.artifact import Work
+from graphc.backends.halve import DOMAIN as FP16
 from graphc.backends.integer_region import DOMAIN as INTEGER
 from graphc.backends.narrow import DOMAIN as BF16
 from graphc.backends.program import Call, Program
@@ -13,7 +14,7 @@ from graphc.ir.graph import Graph
 PICKS = frozenset({"Gather", "GatherElements", "GatherND", "Slice", "Split"})
 """Operators that may read a small part of their operand: no more of it is counted than they write."""
 
-ARITHMETIC = {INTEGER: "int8", BF16: "bf16"}
+ARITHMETIC = {INTEGER: "int8", BF16: "bf16", FP16: "fp16"}
 """What is multiplied, by a node's domain; elsewhere the type of the first operand."""
 
 

@@ -22,6 +22,7 @@ from graphc.backends import toolchain
 from graphc.backends.build import build_program, integerized, lowered
 from graphc.backends.cache import Cache
 from graphc.backends.choices import BY_MODEL, RULES, Choice, Choices, candidates, kernel_id
+from graphc.backends.halve import halved
 from graphc.backends.layout import channels_last
 from graphc.backends.narrow import narrowed
 from graphc.backends.targets import Target, resolve
@@ -140,7 +141,7 @@ def tuned(
     """
     if tuning is None:
         return Tuned({}, "")
-    laid_out = narrowed(channels_last(widened(integerized(graph))), target)
+    laid_out = narrowed(halved(channels_last(widened(integerized(graph))), target), target)
     database = Database(tuning.database)
     entries = database.entries(target)
     thorough = tuning.effort == "thorough"

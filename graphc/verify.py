@@ -1,7 +1,8 @@
 """Does an artifact compute what its model says? Value by value, on the same inputs.
 
     integers, and floats made of them by exact operators:  equal to the reference, every element
-    all other floats:  |y - reference| <= 1e-4 * largest |reference| of that output (2e-2 of bfloat16 arithmetic)
+    all other floats:  |y - reference| <= 1e-4 * largest |reference| of that output (2e-2 of bfloat16 arithmetic,
+    1e-2 of float16)
     what lies behind a quantization of such floats:  as far as rounding alone moves it (graphc.noise)
 
 The reference is onnxruntime without graph optimizations on the build's model.onnx. Quantized regions are computed by
@@ -30,9 +31,10 @@ from graphc.quality import Difference, Model
 from graphc.runner import Opened
 from graphc.samples import Inputs, inputs_for, model_beside
 
-TOLERANCE = {"float32": 1e-4, "bf16": 2e-2}
+TOLERANCE = {"float32": 1e-4, "bf16": 2e-2, "fp16": 1e-2}
 """Of the largest magnitude of a float output, by the arithmetic of the target's products. (bf16: each rounds its
-operands by up to 2^-8 of themselves, and errors of that size add up through a network's layers as noise does.)
+operands by up to 2^-8 of themselves, and errors of that size add up through a network's layers as noise does; fp16:
+by 2^-11, and the sums of up to 64 products by as much at each step.)
 """
 
 

@@ -15,7 +15,7 @@ NOT_WEIGHTS = frozenset(("int64", "bool", "object"))
 """Types of shapes, axes, conditions and texts. (int32 holds the biases of 8-bit layers.)"""
 
 
-DOMAINS = ("", "graphc.bf16", "graphc.integer", "graphc.nhwc")
+DOMAINS = ("", "graphc.bf16", "graphc.fp16", "graphc.integer", "graphc.nhwc")
 """Where operators have ONNX's shapes of weights, and results with the same elements, in some order of axes."""
 
 

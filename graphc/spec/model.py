@@ -188,6 +188,9 @@ Storage: TypeAlias = Literal["plain", "coded", "streamed"]
 and decoded before each call that reads them, into memory that calls share: less of it, and slower."""
 
 
+Arithmetic: TypeAlias = Literal["float32", "bf16", "fp16"]
+"""What floats of convolutions and matrix products are multiplied as."""
+
 Emit: TypeAlias = Literal["objects", "c"]
 """`objects`: machine code. `c`: portable C99 as well, one thread, for whatever compiler (a target `<id>-c`)."""
 
@@ -201,7 +204,9 @@ class Cpu(Section):
 
     `arithmetic: bf16` multiplies floats of convolutions and matrix products as bfloat16 and adds in float32, on
     processors that have matrix tiles for it (AMX): several times as fast, and every operand rounded by up to 2^-8 of
-    itself (see `graphc.backends.narrow`).
+    itself (see `graphc.backends.narrow`). `arithmetic: fp16` multiplies them as float16, on Arm processors with
+    FEAT_FP16: twice as many at once, each rounded by up to 2^-11 of itself, and sums of at most 64 of them too (see
+    `graphc.backends.halve`); numbers beyond 65504 overflow.
 
     `tune` measures a few ways to compute each kernel (`thorough`: more of them) where this machine runs the target's
     code, and keeps the fastest in the file `tuning`, by default tuning.json beside the spec. What that file holds is
@@ -211,7 +216,7 @@ class Cpu(Section):
     cpu: CpuId
     winograd: bool = True
     weights: Storage = "plain"
-    arithmetic: Literal["float32", "bf16"] = "float32"
+    arithmetic: Arithmetic = "float32"
     compiler: Compiler | None = None
     emit: Emit = "objects"
     tune: Literal["quick", "thorough"] | None = None
@@ -261,7 +266,10 @@ class OwnBoard(Section):
 
 
 class Board(Section):
-    """A board by its id, such as raspberry-pi-4 or stm32h743, or described. `compiler` is the C compiler to use."""
+    """A board by its id, such as raspberry-pi-4 or stm32h743, or described. `compiler` is the C compiler to use.
+
+    The other keys are those of a `cpu`: `arithmetic: fp16` is for a Raspberry Pi 5 and later cores.
+    """
 
     board: Annotated[
         Annotated[BoardId, Tag("id")] | Annotated[OwnBoard, Tag("ownboard")],
@@ -269,6 +277,7 @@ class Board(Section):
     ]
     winograd: bool = True
     weights: Storage = "plain"
+    arithmetic: Arithmetic = "float32"
     compiler: Compiler | None = None
     emit: Emit = "objects"
 
