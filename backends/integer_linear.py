@@ -222,8 +222,10 @@ def _channels(values: Numbers, name: str, count: int, trailing: int) -> Numbers:
 def _rounded_bias(bias: Numbers, unit: Numbers, worst: Numbers) -> Numbers:
     """The bias in steps of `unit`: int32, or int64 where a sum with it may need more.
 
-    Raises Refusal where int64 does not do either.
+    Raises Refusal where int64 does not do either, or the sum of products alone, which is int32, could overflow.
     """
+    if np.max(worst, initial=0) > MAX_SUM:
+        raise Refusal("the int32 accumulator could overflow")
     steps = np.rint(bias / unit)
     largest = float(np.max(np.abs(steps) + worst, initial=0))
     if not largest < MAX_WIDE_SUM:

@@ -28,8 +28,7 @@ class Accuracy:
 
 
 def accuracy_of(folder: Path, count: int, threads: int = 1, progress: Progress = silent) -> Accuracy:
-    """The metric of the spec that the artifact in `folder` was built from, on the first `count` samples of its data;
-    a metric of the user's own is looked for in the working folder.
+    """The metric of the spec that the artifact in `folder` was built from, on the first `count` samples of its data.
 
     Raises InputError where the spec has no evaluation data or it is gone, UnsupportedError for a metric that needs the
     original model beside it; else as opening the artifact does.
@@ -38,7 +37,7 @@ def accuracy_of(folder: Path, count: int, threads: int = 1, progress: Progress =
     data = data_section(report)
     if data.evaluation is None:
         raise InputError("--accuracy", "its spec has no `data: evaluation`.", "Add it and build again.")
-    metric = metrics.create(data.evaluation, graph.outputs, Path.cwd())
+    metric = metrics.create(data.evaluation, graph.outputs, Path(report.folder))
     if metric.needs_reference:
         raise UnsupportedError("--accuracy", f"metric {metric.name} needs the original model, which is not part of it.")
     samples = dataset_of(report, data, data.evaluation, {name: graph.types[name] for name in graph.inputs})

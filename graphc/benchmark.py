@@ -79,14 +79,16 @@ def benchmark(
     seconds: float,
     *,
     model: Path | None = None,
+    real: bool = False,
     progress: Progress = silent,
 ) -> Benchmark:
-    """Time the artifact in `folder` and `engines`, which run `model` (the build's own where None).
+    """Time the artifact in `folder` and `engines`, which run `model` (the build's own where None), on an input of the
+    spec's data (else a random one, where it is gone and not `real`).
 
     Raises InputError where a file or an engine's name is wrong, ToolchainError where an engine is not installed.
     """
     path = model or model_beside(folder)
-    inputs = inputs_for(folder, load(model_beside(folder)), 1)
+    inputs = inputs_for(folder, load(model_beside(folder)), 1, real)
     limits, unmeasured = _rooflines(threads, progress)
     figures: list[Figure] = []
     for count in threads:

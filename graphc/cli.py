@@ -77,6 +77,9 @@ app = typer.Typer(
 
 SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec, a YAML file.")]
 Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A target's folder, such as build/digits/native.")]
+RealData = Annotated[
+    bool, typer.Option("--data", help="On the spec's data or not at all: where it is gone, no random inputs.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 
 
@@ -156,6 +159,7 @@ def verify(
     accuracy: Annotated[
         int, typer.Option("--accuracy", metavar="N", min=0, help="Measure the spec's metric too, on N samples.")
     ] = 0,
+    data: RealData = False,
     layers: Annotated[
         bool, typer.Option("--layers", help="On an emulated board: the instructions of each call.")
     ] = False,
@@ -167,7 +171,7 @@ def verify(
     """
     from graphc.cli_artifact import verify_artifact
 
-    verify_artifact(artifact, samples, threads, accuracy, layers, json)
+    verify_artifact(artifact, samples, threads, accuracy, real=data, layers=layers, as_json=json)
 
 
 @app.command()
@@ -183,6 +187,7 @@ def bench(
         Path | None,
         typer.Option("--model", metavar="FILE", help="What the engines run, if not the build's model.onnx."),
     ] = None,
+    data: RealData = False,
     layers: Annotated[bool, typer.Option("--layers", help="Time every kernel call as well.")] = False,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to FILE.")] = None,
 ) -> None:
@@ -192,7 +197,16 @@ def bench(
     """
     from graphc.cli_artifact import bench_artifact
 
-    bench_artifact(artifact, against=against, threads=threads, seconds=seconds, model=model, layers=layers, file=json)
+    bench_artifact(
+        artifact,
+        against=against,
+        threads=threads,
+        seconds=seconds,
+        model=model,
+        real=data,
+        layers=layers,
+        file=json,
+    )
 
 
 @app.command()

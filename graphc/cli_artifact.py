@@ -60,10 +60,12 @@ def _file_name(output: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in output).lstrip(".") or "output"
 
 
-def verify_artifact(folder: Path, samples: int, threads: int, accuracy: int, layers: bool, as_json: bool) -> None:
+def verify_artifact(
+    folder: Path, samples: int, threads: int, accuracy: int, *, real: bool, layers: bool, as_json: bool
+) -> None:
     """Compare, print, and raise VerificationError, with the first node that differs, where they do not agree.
 
-    `layers` adds what each call took on an emulated board.
+    `real`: on the spec's data or not at all; `layers` adds what each call took on an emulated board.
     """
     from graphc.accuracy import accuracy_of
     from graphc.backends.cache import Cache
@@ -71,7 +73,7 @@ def verify_artifact(folder: Path, samples: int, threads: int, accuracy: int, lay
     from graphc.verify import compare_subject, subject
 
     with terminal.progress() as progress:
-        found = subject(folder, samples)
+        found = subject(folder, samples, real)
         result = compare_subject(found, threads, progress)
         where = "" if result.agrees else str(first_divergence(found, Cache(), progress))
         judged = accuracy_of(folder, accuracy, threads, progress) if accuracy else None
@@ -124,6 +126,7 @@ def bench_artifact(
     threads: str,
     seconds: float,
     model: Path | None,
+    real: bool,
     layers: bool,
     file: Path | None,
 ) -> None:
@@ -132,7 +135,7 @@ def bench_artifact(
 
     engines = [name.strip() for name in against.split(",") if name.strip()]
     with terminal.progress() as progress:
-        result = benchmark(folder, engines, _numbers(threads), seconds, model=model, progress=progress)
+        result = benchmark(folder, engines, _numbers(threads), seconds, model=model, real=real, progress=progress)
         limit = result.rooflines[0] if result.rooflines else None
         calls = profile(folder, _numbers(threads)[0], limit) if layers else ()
     listed = [{**asdict(call), "roofline": call.roofline} for call in calls]

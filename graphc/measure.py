@@ -60,6 +60,7 @@ def measure(
         name=job.name,
         model=job.source,
         spec=_absolute(job.spec.model_dump(mode="json")),
+        folder=str(job.spec.folder.absolute()),
         types={name: str(dtype) for name, dtype in border_types(job.model).items()},
         model_bytes=size,
         steps=done.steps,

@@ -130,12 +130,15 @@ class Limit(Record):
 
 
 class Report(Record):
-    """A build. `model`: where the original came from; `types`: element types of its inputs and outputs."""
+    """A build. `model`: where the original came from; `types`: element types of its inputs and outputs; `folder`: where
+    the spec lay, beside which its `module:function`s are found.
+    """
 
     graphc: str
     name: str
     model: str
     spec: dict[str, Any]
+    folder: str
     types: dict[str, str]
     model_bytes: int
     steps: tuple[Step, ...]

@@ -36,19 +36,23 @@ class Inputs:
     source: str
 
 
-def inputs_for(folder: Path, model: Graph, count: int) -> Inputs:
+def inputs_for(folder: Path, model: Graph, count: int, real: bool = False) -> Inputs:
     """Up to `count` samples of the data that the report of an artifact's build names, as `model` takes them.
 
-    Where there is none, or it is gone: random inputs, and why is said.
+    Where there is none, or it is gone: random inputs, and why is said; with `real`, InputError that says why.
     """
     types = {name: model.types[name] for name in model.inputs}
     try:
         report = read_report(artifact.find(folder).resolve().parent)
         dataset = _dataset(report, types)
     except InputError as error:
+        if real:
+            raise
         found = seeded(types, count)
         return Inputs(found.feeds, f"{found.source}, because: {error}")
     if dataset is None:
+        if real:
+            raise InputError(str(folder), "its spec names no data.", "Add `data: evaluation` and build again.")
         return seeded(types, count)
     border = Border.of(model, {name: np.dtype(dtype) for name, dtype in report.types.items()})
     feeds = tuple(border.enter(batch.feeds) for batch in islice(dataset, count))
@@ -73,7 +77,7 @@ def _dataset(report: Report, types: Mapping[str, TensorType]) -> Dataset | None:
 def dataset_of(report: Report, data: Data, section: Calibration, types: Mapping[str, TensorType]) -> Dataset:
     """A section of a build's data for its model, whose inputs have these types; samples are the original model's."""
     outside = {name: TensorType(np.dtype(report.types[name]), kind.shape) for name, kind in types.items()}
-    return Dataset(section, outside, data.preprocess)
+    return Dataset(section, outside, data.preprocess, Path(report.folder))
 
 
 def seeded(inputs: Mapping[str, TensorType], count: int) -> Inputs:

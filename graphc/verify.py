@@ -92,12 +92,15 @@ class Subject:
     inputs: Inputs
 
 
-def subject(folder: Path, samples: int) -> Subject:
-    """Read an artifact, the model beside it, and inputs for both. Raises InputError where the model is gone."""
+def subject(folder: Path, samples: int, real: bool = False) -> Subject:
+    """Read an artifact, the model beside it, and inputs for both: with `real` only those of the spec's data.
+
+    Raises InputError where the model, or data that is asked for, is gone.
+    """
     folder = artifact.find(folder)
     manifest = artifact.read(folder)
     model = load(model_beside(folder))
-    return Subject(folder, manifest, integerize(model), inputs_for(folder, model, samples))
+    return Subject(folder, manifest, integerize(model), inputs_for(folder, model, samples, real))
 
 
 def verify(folder: Path, samples: int, threads: int = 1, progress: Progress = silent) -> Verification:

@@ -48,6 +48,7 @@ from graphc.passes.quantize_ranges import Method
 from graphc.passes.quantize_rounder import Rounder
 from graphc.passes.quantize_rounding import Rounding, WeightRange
 from graphc.passes.quantize_schemes import FORMATS, Scheme
+from graphc.passes.quantize_sums import overflowing
 from graphc.passes.quantize_write import write
 
 Activations = Literal["int8", "uint8", "int16", "none"]
@@ -185,6 +186,7 @@ class Quantize(Pass):
         grids = Grids(graph, self, options, context.statistics)
         decided = plan(graph, options, borders)
         refused = {**grids.crushed(decided), **grids.wide(decided), **grids.constant(decided)}
+        refused.update(overflowing(graph, decided, options))
         if self.never_slower is not False:
             refused.update(_slower(graph, decided, context, bool(self.never_slower)))
         if refused:

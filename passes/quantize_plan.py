@@ -4,7 +4,7 @@ A unit is an operator with what it absorbs (a bias, a Relu), or a chain of eleme
 shared by all values that data movement connects, so that moving stays moving.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
@@ -101,7 +101,7 @@ def plan(
     for node in graph.nodes:
         if node in refused or not _computes_floats(graph, node):
             continue
-        found = _candidate(graph, node, options[node], captured)
+        found = _candidate(graph, node, options[node], captured, candidates)
         if isinstance(found, str):
             skipped[node] = found
         elif options[node].calibrate == DYNAMIC:
@@ -133,17 +133,21 @@ def _computes_floats(graph: Graph, node: Node) -> bool:
     return node.op not in ("QuantizeLinear", "DequantizeLinear") and not given and not {"f", "V"}.isdisjoint(kinds)
 
 
-def _candidate(graph: Graph, node: Node, options: Options, captured: set[str]) -> Operator | str:
-    """The row of the table for `node`, or why it stays in floating point."""
+def _candidate(
+    graph: Graph, node: Node, options: Options, captured: set[str], before: Container[Node]
+) -> Operator | str:
+    """The row of the table for `node`, or why it stays in floating point; `before` are nodes that do not."""
     operator = None if node.domain else OPERATORS.get(node.op) or WITH_SCALAR.get(node.op)
     if operator is None:
         return f"{node.op} has no 8-bit form"
     if options.activations == KEEP_FLOAT:
         return "the options ask for floating-point activations"
-    return next(_objections(graph, node, operator, options, captured), operator)
+    return next(_objections(graph, node, operator, options, captured, before), operator)
 
 
-def _objections(graph: Graph, node: Node, operator: Operator, options: Options, captured: set[str]) -> Iterator[str]:
+def _objections(
+    graph: Graph, node: Node, operator: Operator, options: Options, captured: set[str], before: Container[Node]
+) -> Iterator[str]:
     """Why an operator of the table cannot be quantized here."""
     kinds = {graph.types[name].dtype for name in (*data_operands(node, operator), node.outputs[0])}
     if kinds != {FLOAT32}:
@@ -159,7 +163,7 @@ def _objections(graph: Graph, node: Node, operator: Operator, options: Options, 
     readers = [user for name in node.results for user in graph.users.get(name, ())]
     if any(s.op == "DequantizeLinear" for s in sources) or any(r.op == "QuantizeLinear" for r in readers):
         yield "it is quantized already"
-    if options.activations == "int16" and _is_table(graph, node, operator):
+    if options.activations == "int16" and _is_table(graph, node, operator) and not _is_bias(graph, node, before):
         yield f"{node.op} of 16 bits would need a table of 65536 entries"
     if reason := operator.refuse(graph, node):
         yield reason
@@ -170,6 +174,30 @@ def _is_table(graph: Graph, node: Node, operator: Operator) -> bool:
     if operator.role is Role.POINTWISE or operator.probability:
         return node.op not in LIMITERS
     return node.op in WITH_SCALAR and any(name in graph.constants for name in node.inputs)
+
+
+def _is_bias(graph: Graph, node: Node, products: Container[Node]) -> bool:
+    """Whether `node` adds the bias of one of these products."""
+    makers = [graph.producers[name] for name in node.inputs if name in graph.producers]
+    return any(
+        product in products and (added := _added_bias(graph, product)) is not None and added[0] is node
+        for product in makers
+        if product.op == "MatMul"
+    )
+
+
+def _added_bias(graph: Graph, product: Node) -> tuple[Node, str] | None:
+    """The Add of one constant per column that alone reads a product, and that constant."""
+    user = graph.sole_user(product.outputs[0])
+    if user is None or user.op != "Add":
+        return None
+    constant = next((name for name in user.inputs if name in graph.constants), "")
+    kind = graph.types[product.outputs[0]]
+    if not constant or kind.shape is None or kind.shape != graph.types[user.outputs[0]].shape:
+        return None
+    array = graph.constants[constant]
+    per_column = array.size == 1 or (array.shape[-1:] == (array.size,) == kind.shape[-1:])
+    return (user, constant) if per_column else None
 
 
 def _weight_alone(graph: Graph, node: Node, options: Options) -> bool:
@@ -263,27 +291,14 @@ class _Grouping:
             bias = node.inputs[operator.bias]
         if operator.float_constants:
             data = tuple(name for name in data if name not in graph.constants)
-        if node.op == "MatMul" and (added := self._absorbed_bias(node)):
-            user, bias = added
-            nodes.append(user)
+        if node.op == "MatMul" and (added := _added_bias(graph, node)) and added[0] in self._candidates:
+            nodes.append(added[0])
+            bias = added[1]
         if operator.clips and (limiter := self._limiter(nodes[-1])):
             nodes.append(limiter)
         self._taken.update(nodes)
         results = nodes[-1].results if operator.role is Role.MOVE else nodes[-1].results[:1]
         return Unit(tuple(nodes), operator, data, results, bias)
-
-    def _absorbed_bias(self, node: Node) -> tuple[Node, str] | None:
-        """The Add of one constant per column that alone reads `node`."""
-        user = self._graph.sole_user(node.outputs[0])
-        if user is None or user.op != "Add" or user not in self._candidates:
-            return None
-        constant = next((name for name in user.inputs if name in self._graph.constants), "")
-        kind = self._graph.types[node.outputs[0]]
-        if not constant or kind.shape is None or kind.shape != self._graph.types[user.outputs[0]].shape:
-            return None
-        array = self._graph.constants[constant]
-        per_column = array.size == 1 or (array.shape[-1:] == (array.size,) == kind.shape[-1:])
-        return (user, constant) if per_column else None
 
     def _limiter(self, node: Node) -> Node | None:
         user = self._graph.sole_user(node.outputs[0])

@@ -11,6 +11,7 @@ from onnx import parser
 
 import graphc
 from graphc import diverge
+from graphc.accuracy import accuracy_of
 from graphc.backends.build import build_integerized
 from graphc.backends.cache import Cache
 from graphc.backends.integer import integerize
@@ -93,6 +94,28 @@ def test_inputs_are_the_builds_data_or_say_why_not(quantized: Build, folder: Pat
     assert random.source.startswith(f"3 random inputs (seed {SEED}), because: ") and "data.npz" in random.source
     (first, *_), again = random.feeds, seeded({"image": model.types["image"]}, 3).feeds
     assert np.array_equal(first["image"], again[0]["image"])
+
+
+def test_functions_of_the_specs_are_found_from_the_artifact(tmp_path: Path) -> None:
+    small.write(tmp_path)
+    code = tmp_path / "mine.py"
+    code.write_text(
+        "import numpy\n\n\ndef samples():\n    return dict(numpy.load(__file__.replace('mine.py', 'data.npz')))\n\n\n"
+        "def spread(outputs, labels):\n    return numpy.ptp(outputs['scores'], axis=1)\n\n\n"
+        "spread.higher_is_better = True\n"
+    )
+    spec = tmp_path / "small.yaml"
+    text = "\n".join(line for line in small.SPEC.splitlines() if "evaluation" not in line)
+    text = text.replace("data:\n", "data:\n  evaluation: {function: mine:samples, metric: mine:spread}\n")
+    spec.write_text(text)
+    native = graphc.compile(None, spec, out=tmp_path / "build").artifact("native")
+    found = verify(native, samples=2)
+    assert found.agrees and found.inputs == "2 inputs of mine:samples"
+    assert accuracy_of(native, 2).metric == "mine:spread"
+    code.unlink()
+    assert "because: data function mine:samples: cannot be imported" in subject(native, 2).inputs.source
+    with pytest.raises(InputError, match="data function mine:samples: cannot be imported"):
+        subject(native, 2, real=True)
 
 
 def test_an_artifact_without_its_model_cannot_be_verified(quantized: Build, tmp_path: Path) -> None:

@@ -375,6 +375,12 @@ def sums_that_overflow(m: Qdq) -> None:
     m.output(m.quantize(m.node("Conv", [m.input((1, 2, 4, 4)), m.weights((1, 2, 1, 1)), bias]), "int8", 1e7, 0))
 
 
+@refusal("the int32 accumulator could overflow")
+def products_of_sixteen_bits(m: Qdq) -> None:
+    a, b = m.input((1, 8), "int16", 1e-4, 0), m.input((8, 2), "int16", 1e-4, 0)
+    m.output(m.quantize(m.node("MatMul", [a, b]), "int16", 1e-4, 0))
+
+
 @refusal("overflow int32")
 def operands_much_coarser_than_the_sum(m: Qdq) -> None:
     y = m.node("Add", [m.input((2, 3), "int8", 1e3), m.input((2, 3))])

@@ -113,6 +113,29 @@ def test_products_become_integer_units(case: str, per_channel: bool, weights: st
     assert_all_integer(after)
 
 
+@pytest.mark.parametrize("case", UNITS)
+def test_products_take_sixteen_bits_where_their_sums_fit(case: str) -> None:
+    signature, body, shapes = UNITS[case]
+    before = model(signature, body, **{name: normal(*shape) for name, shape in shapes.items()})
+    after, context = quantized(before, activations="int16")
+    if case in ("matmul_of_activations", "constant_left"):  # 16 by 16 bits
+        (skip,) = context.skips
+        assert skip.reason.startswith("the int32 accumulator could overflow: its sums may reach")
+        return
+    assert context.skips == []
+    weights_alone, _ = quantized(before, activations="none", calibrate=None)
+    assert_close(weights_alone, after, 50)  # rounded weights may reach beyond the float model's ranges
+    assert_all_integer(after)
+
+
+@pytest.mark.parametrize(("depth", "fits"), [(500, True), (530, False)])
+def test_sixteen_bits_stay_float_where_the_sum_could_leave_int32(depth: int, fits: bool) -> None:
+    w = np.ones((depth, 2), np.float32)  # 127 each
+    before = model(f"(float[1,{depth}] x) => (float[1,2] y)", "y = MatMul (x, w)", w=w)
+    _, context = quantized(before, activations="int16")
+    assert [skip.operator for skip in context.skips] == ([] if fits else ["MatMul"])
+
+
 AROUND = {
     "add": ("z = Add (c, d)", 34),
     "sub": ("z = Sub (c, d)", 34),
