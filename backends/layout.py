@@ -100,13 +100,21 @@ class _Layouts:
         return name
 
     def produce_last(
-        self, node: Node, op: str, inputs: Sequence[str], attributes: dict[str, Attribute], domain: str
+        self,
+        node: Node,
+        op: str,
+        inputs: Sequence[str],
+        attributes: dict[str, Attribute],
+        domain: str,
+        scalars: Sequence[str] = (),
     ) -> None:
-        """A node whose results are channels last; its results' own names are made when somebody asks."""
-        outputs = tuple(f"{name}@last" if name else "" for name in node.outputs)
+        """A node whose results are channels last, but for `scalars`; their own names are made when somebody asks."""
+        outputs = tuple(name if name in scalars or not name else f"{name}@last" for name in node.outputs)
         self.nodes.append(Node(op, tuple(inputs), outputs, attributes, node.name, domain))
+        self.types.update({name: self.graph.types[name] for name in scalars if name})
+        self.first.update(scalars)
         for name, made in zip(node.outputs, outputs, strict=True):
-            if name:
+            if name and name != made:
                 kind = self.graph.types[name]
                 self.types[made] = TensorType(kind.dtype, tuple(kind.dims[axis] for axis in to_last(len(kind.dims))))
                 self.last[name] = made
@@ -326,6 +334,14 @@ def _reduce(state: _Layouts, node: Node) -> bool:
     return True
 
 
+def _dynamic_quantize(state: _Layouts, node: Node) -> bool:
+    """DynamicQuantizeLinear: one grid, whatever the order of the elements."""
+    if not _follows(state, node.inputs[:1]):
+        return False
+    state.produce_last(node, node.op, [state.as_last(node.inputs[0])], {}, "", scalars=node.outputs[1:])
+    return True
+
+
 def _transpose(state: _Layouts, node: Node) -> bool:
     """A transpose to or from channels last is a change of name; one that moves no element is a Reshape."""
     x, y = node.inputs[0], node.outputs[0]
@@ -365,6 +381,7 @@ RULES: dict[str, Rule] = {
     **_table(_first_operand, "Clip QuantizeLinear DequantizeLinear Table"),
     **_table(_along_axis, "Concat Split Softmax LogSoftmax Hardmax"),
     **_table(_reduce, "ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceProd ReduceSumSquare Mean"),
+    "DynamicQuantizeLinear": _dynamic_quantize,
     "Slice": _slice,
     "Pad": _pad,
     "Transpose": _transpose,

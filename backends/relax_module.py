@@ -51,6 +51,8 @@ _ROOMS = (
     "compute_pool",
     "compute_integer",
     "compute_shape",
+    "compute_pad",
+    "compute_dynamic",
     "compute_elementwise",
     "compute_decode",
     "compute_scatter",
