@@ -132,7 +132,9 @@ def build_program(
     from graphc.backends.fit import check_memory
     from graphc.backends.kernels import compile_kernels
     from graphc.backends.plan import plan
+    from graphc.backends.prepared import prepared
 
+    program = prepared(program, target)
     stored = store(program, target.weights)
     memory = plan(stored) if target.system else plan(stored, alignment=_alignment(target), io_in_arena=True)
     check_memory(stored, memory, target)

@@ -1,10 +1,12 @@
 """Constant weights that a graph holds as a decoder expression, as one matrix of codes (no TVM).
 
     DequantizeLinear(q, scale, zero_point)            value = (q - zero_point) * scale
-    Lookup(codebook, packed)                          value = codebook[q]
+    Lookup(codebook, packed)                          value = codebook[q], one codebook or one for each run of outputs
+    SparseToDense(mask, Lookup(codebook, packed))     value = codebook[q], one more code for what the mask leaves out
     DequantizeLinear(Lookup(codebook, packed), ...)   value = (codebook[q] - zero_point) * scale
 
 with Reshape, Transpose, Squeeze, Unsqueeze or Flatten on top. A codebook may itself be dequantized: it is small.
+Entries of several weights are no codes of single ones: they are decoded to memory (prepared.py).
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +18,7 @@ import numpy.typing as npt
 from graphc.ir import Array, Graph, Node
 from graphc.ir.functions import DOMAIN
 from graphc.ir.graph import bits_of
+from graphc.ir.sparse import OPERATOR, mask_of
 
 Floats = npt.NDArray[np.float32]
 
@@ -24,8 +27,8 @@ Floats = npt.NDArray[np.float32]
 class Coded:
     """value[o, d] = (decode(codes[o, d]) - zero[o, d // group]) * scale[o, d // group]; o: outputs, d: depth.
 
-    `decode` is a lookup in `table` where there is one, and the identity where there is none. Parts that are None are
-    left out of the formula.
+    `decode` is a lookup in row o // sharing of `table` where there is one, and the identity where there is none. Parts
+    that are None are left out of the formula.
     """
 
     codes: Array
@@ -33,18 +36,21 @@ class Coded:
     bits: int
     signed: bool
     table: Floats | None
-    """(2 ** bits,)"""
+    """(codebooks, 2 ** bits)"""
     scale: Floats | None
     """(outputs, groups)"""
     zero: Array | None
     """(outputs, groups), in the codes' type"""
     group: int
     """Steps of depth that share a scale."""
+    sharing: int
+    """Outputs that share a row of `table`."""
 
 
 @dataclass(frozen=True)
 class _Expression:
-    """A decoder before its scales are spread: `place` is the position of each element's scale, in the codes' shape."""
+    """A decoder before its scales are spread: `place` is the position of each element's scale, in the codes' shape, and
+    `book` that of its codebook (None: there is one)."""
 
     codes: Array
     bits: int
@@ -53,10 +59,11 @@ class _Expression:
     scale: Floats | None = None
     zero: Array | None = None
     place: npt.NDArray[np.int32] | None = None
+    book: npt.NDArray[np.int32] | None = None
 
     def moved(self, move: Callable[[Array], Array]) -> "_Expression":
-        place = None if self.place is None else move(self.place).astype(np.int32)
-        return replace(self, codes=move(self.codes), place=place)
+        place, book = (None if each is None else move(each).astype(np.int32) for each in (self.place, self.book))
+        return replace(self, codes=move(self.codes), place=place, book=book)
 
 
 def coded(graph: Graph, name: str, matrix: Callable[[Array], Array]) -> Coded | None:
@@ -89,11 +96,28 @@ def _moved(graph: Graph, node: Node) -> _Expression | None:
 def _lookup(graph: Graph, node: Node) -> _Expression | None:
     codebook, packed = _table(graph, node.inputs[0]), graph.constant(node.inputs[1])
     bits, shape = node.get_int("bits", 8), node.get_ints("shape")
-    if codebook is None or packed is None or len(graph.types[node.inputs[0]].dims) > 1:
+    if codebook is None or packed is None or codebook.shape[2:] not in ((), (1,)):
         return None
-    codes = unpacked(packed, bits, int(np.prod(shape)))
-    table = np.pad(codebook, (0, (1 << bits) - codebook.size))
-    return _Expression(codes.reshape(shape), bits, signed=False, table=table)
+    books, size = codebook.reshape(-1, codebook.shape[1] if codebook.ndim > 1 else codebook.size), int(np.prod(shape))
+    table = np.pad(books, ((0, 0), (0, (1 << bits) - books.shape[1])))
+    book = np.repeat(np.arange(len(books), dtype=np.int32), size // len(books)).reshape(shape)
+    codes = unpacked(packed, bits, size).reshape(shape)
+    return _Expression(codes, bits, signed=False, table=table, book=book if len(books) > 1 else None)
+
+
+def _masked(graph: Graph, node: Node) -> _Expression | None:
+    """Codes of single values spread over where the mask has them; the others get the code of a zero."""
+    source, mask = _expression(graph, node.inputs[1]), graph.constant(node.inputs[0])
+    if source is None or mask is None or source.table is None or source.scale is not None or source.book is not None:
+        return None
+    table, bits = source.table, source.bits
+    if table.all() and bits == 8:
+        return None
+    if table.all():
+        table, bits = np.pad(table, ((0, 0), (0, table.size))), bits + 1
+    codes = np.full(mask_of(graph, node).shape, np.flatnonzero(table[0] == 0)[0], np.uint8)
+    codes[mask_of(graph, node)] = source.codes.reshape(-1)
+    return _Expression(codes, bits, signed=False, table=table)
 
 
 def unpacked(packed: Array, bits: int, size: int) -> npt.NDArray[np.uint8]:
@@ -108,12 +132,12 @@ def unpacked(packed: Array, bits: int, size: int) -> npt.NDArray[np.uint8]:
 
 
 def _table(graph: Graph, name: str) -> Floats | None:
-    """A codebook as floats: a constant, or a decoder of one."""
+    """A codebook, or several, as floats: a constant, or a decoder of one."""
     array = graph.constant(name)
     if array is not None:
         return array.astype(np.float32)
     found = coded(graph, name, lambda codes: codes.reshape(1, -1))
-    return None if found is None else values(found)[0]
+    return None if found is None else values(found).reshape(graph.types[name].dims)
 
 
 def _dequantized(graph: Graph, node: Node) -> _Expression | None:
@@ -137,6 +161,7 @@ def _dequantized(graph: Graph, node: Node) -> _Expression | None:
 
 _RULES: Mapping[tuple[str, str], Callable[[Graph, Node], _Expression | None]] = {
     (DOMAIN, "Lookup"): _lookup,
+    (DOMAIN, OPERATOR): _masked,
     ("", "DequantizeLinear"): _dequantized,
     **{("", move): _moved for move in ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")},
 }
@@ -154,22 +179,30 @@ def _places(node: Node, shape: tuple[int, ...], scale: Array) -> npt.NDArray[np.
 
 
 def _grouped(found: _Expression) -> Coded | None:
-    """Scales as a matrix (outputs, groups); None where that would be much larger than what the graph holds."""
+    """Scales as a matrix (outputs, groups), codebooks by runs of outputs; None where scales would be much larger than
+    what the graph holds, or codebooks lie otherwise."""
+    outputs, depth = found.codes.shape
+    sharing = outputs
+    if found.book is not None:
+        sharing = outputs // (int(found.book.max()) + 1)
+        if (found.book != (np.arange(outputs) // max(sharing, 1))[:, None]).any():
+            return None
     if found.place is None or found.scale is None:
-        return Coded(found.codes, found.bits, found.signed, found.table, None, None, found.codes.shape[1])
-    outputs, depth = found.place.shape
+        return Coded(found.codes, found.bits, found.signed, found.table, None, None, depth, sharing)
     changes = np.flatnonzero((found.place[:, 1:] != found.place[:, :-1]).any(axis=0)) + 1
     group = int(np.gcd.reduce(np.append(changes, 0))) or depth
     first = found.place[:, ::group]
     if first.size > 2 * max(found.scale.size, outputs):
         return None
     zero = None if found.zero is None else found.zero[first if found.zero.size > 1 else np.zeros_like(first)]
-    return Coded(found.codes, found.bits, found.signed, found.table, found.scale[first], zero, group)
+    return Coded(found.codes, found.bits, found.signed, found.table, found.scale[first], zero, group, sharing)
 
 
 def values(weights: Coded) -> Floats:
     """The matrix that is stored, as floats, by the formula of `Coded`."""
-    decoded = weights.codes.astype(np.float32) if weights.table is None else weights.table[weights.codes]
+    outputs = np.arange(len(weights.codes))[:, None]
+    own = weights.table[outputs // weights.sharing, weights.codes] if weights.table is not None else weights.codes
+    decoded = own.astype(np.float32)
     at = np.arange(weights.codes.shape[1]) // weights.group
     if weights.zero is not None:
         decoded = decoded - weights.zero.astype(np.float32)[:, at]

@@ -3,7 +3,7 @@
     plane of b bits    words[blocks, ceil(depth / per), block] int32, per = 32 / b codes of successive depth in a word
     8 and 16 bits      words[blocks, depth, block] in the codes' own type
     scale, zero        [blocks, groups, block]
-    table              [entries]: what codes stand for
+    table              [codebooks, entries], flat: what codes stand for
 
 A vector of words thus holds the codes of one vector of channels, `per` times: a shift brings each to the lowest bits.
 Codes of 3, 5, 6 and 7 bits are split into planes of 1, 2 and 4 bits, which costs no bytes beyond whole words of depth.
@@ -40,6 +40,8 @@ class Layout:
     group: int
     """Steps of depth per scale, counted as the model does; 0: no scale."""
     zeros: bool
+    sharing: int = 0
+    """Outputs that share a codebook; 0: all of them."""
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -77,6 +79,7 @@ def layout(weights: Coded, taps: int, target: Target) -> Layout:
         max(SMALLEST_TABLE, 1 << weights.bits) if tabled else 0,
         weights.group if weights.scale is not None else 0,
         weights.zero is not None,
+        weights.sharing if weights.table is not None and len(weights.table) > 1 else 0,
     )
 
 
@@ -90,7 +93,7 @@ def arrays(weights: Coded, plan: Layout, block: int) -> dict[str, Array]:
         found[f"plane{n}"] = _plane(ordered, low, bits, block)
         low += bits
     if plan.entries:
-        found["table"] = _table(weights, plan.entries)
+        found["table"] = _table(weights, plan.entries, -(-outputs // block) * block)
     if weights.zero is not None:
         found["zero"] = _blocked(_whole(weights.zero), block)
     if weights.scale is not None:
@@ -98,12 +101,15 @@ def arrays(weights: Coded, plan: Layout, block: int) -> dict[str, Array]:
     return found
 
 
-def _table(weights: Coded, entries: int) -> Array:
+def _table(weights: Coded, entries: int, outputs: int) -> Array:
+    """Codebooks one after the other, for so many outputs: those that are not there have the last one."""
     numbers = np.arange(1 << weights.bits)
     if weights.signed:
         numbers = np.where(numbers >= numbers.size // 2, numbers - numbers.size, numbers)
-    table = numbers if weights.table is None else weights.table
-    return np.resize(table, entries).astype(np.float32)
+    books = numbers[None] if weights.table is None else weights.table
+    missing = -(-outputs // weights.sharing) - len(books) if len(books) > 1 else 0
+    padded = np.pad(books, ((0, max(missing, 0)), (0, 0)), mode="edge")
+    return np.tile(padded, (1, -(-entries // padded.shape[1]))).reshape(-1).astype(np.float32)
 
 
 def _whole(array: Array) -> Array:

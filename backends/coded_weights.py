@@ -43,7 +43,7 @@ def store(program: Program, storage: Storage) -> Program:
     if storage == "plain":
         return program
     readers: dict[str, list[Call]] = {}
-    for call in program.calls:
+    for call in (*program.setup, *program.calls):
         for name in dict.fromkeys(call.arguments):
             if name in program.constants:
                 readers.setdefault(name, []).append(call)
@@ -95,7 +95,7 @@ def _once(program: Program, coded: Mapping[str, _Coded]) -> Program:
     buffers = {**program.buffers, TABLE: Buffer(TABLE, "uint8", (TABLE_BYTES,), "scratch")}
     buffers.update({name: replace(program.buffers[name], role="scratch") for name in coded})
     setup = tuple(_decode(i, name, name, ()) for i, name in enumerate(coded))
-    return replace(_with_streams(program, coded, buffers), kernels=kernels, setup=setup)
+    return replace(_with_streams(program, coded, buffers), kernels=kernels, setup=(*setup, *program.setup))
 
 
 def _each_time(program: Program, coded: Mapping[str, _Coded]) -> Program:

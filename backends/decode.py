@@ -12,7 +12,7 @@ from typing import Any
 from tvm import tirx
 
 from graphc.backends.coded_layout import WORD, Layout
-from graphc.backends.lookup_x86 import looked_up
+from graphc.backends.lookup_x86 import gathered, looked_up
 from graphc.backends.statements import const, spread, vector
 from graphc.backends.targets import Target
 
@@ -29,7 +29,7 @@ class Decoder:
         layout = self.layout
         floats = f"float32x{lanes}" if lanes > 1 else "float32"
         code = self._code(block, tap * layout.channels + channel, lane, lanes)
-        value = self._looked_up(code, lanes) if layout.entries else tirx.Cast(floats, code)
+        value = self._looked_up(code, block, lane, lanes) if layout.entries else tirx.Cast(floats, code)
         group = (channel * layout.taps + tap) // max(1, layout.group)
         if layout.zeros:
             value = value - tirx.Cast(floats, self._at("zero", block, group, lane, lanes))
@@ -38,11 +38,19 @@ class Decoder:
     def _at(self, name: str, block: Any, row: Any, lane: Any, lanes: int) -> Any:
         return self.operands[name][block, row, vector(lane, lanes)]
 
-    def _looked_up(self, code: Any, lanes: int) -> Any:
-        bits, table = sum(self.layout.planes), self.operands["table"]
+    def _looked_up(self, code: Any, block: Any, lane: Any, lanes: int) -> Any:
+        layout, table = self.layout, self.operands["table"]
+        bits, width = sum(layout.planes), int(self.operands["plane0"].shape[2])
+        entry = code & spread(const((1 << bits) - 1), lanes)
+        if not layout.sharing:
+            return looked_up(table, bits, code, lanes, self.target) if lanes > 1 else table[entry]
+        output = block * width + lane
         if lanes == 1:
-            return table[code & const((1 << bits) - 1)]
-        return looked_up(table, bits, code, lanes, self.target)
+            return table[output // layout.sharing * layout.entries + entry]
+        if layout.sharing % lanes == width % lanes == 0:  # a vector's outputs share a codebook
+            return looked_up(table, bits, code, lanes, self.target, output // layout.sharing * layout.entries)
+        books = vector(output, lanes) // spread(const(layout.sharing), lanes)
+        return gathered(table, books * spread(const(layout.entries), lanes) + entry, lanes, self.target)
 
     def _code(self, block: Any, depth: Any, lane: Any, lanes: int) -> Any:
         """int32 x lanes; behind a table, only its lowest bits count where there is one plane."""

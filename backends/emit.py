@@ -116,6 +116,7 @@ def manifest(unit: Unit, toolchain: Toolchain, library_bytes: int, footprint: Fo
         max_threads=unit.max_threads,
         steps=tuple(steps),
         decisions=unit.program.decisions,
+        prepared=unit.program.prepared,
     )
 
 
@@ -125,13 +126,14 @@ def _parts(unit: Unit) -> tuple[artifact.Part, ...]:
 
 def _compiled(program: Program, plan: MemoryPlan) -> list[str]:
     """The kernels that are objects of their own."""
-    return sorted(
-        {call.kernel for call in plan.calls if call.kernel not in program.kernels or not program.kernels[call.kernel].c}
-    )
+    named = {call.kernel for call in (*program.setup, *plan.calls)}
+    return sorted(name for name in named if name not in program.kernels or not program.kernels[name].c)
 
 
 def _build_id(program: Program, plan: MemoryPlan, objects: Mapping[str, bytes], weights: Weights) -> str:
-    digest = hashlib.sha256(repr((VERSION, program.name, plan, weights.sha256, weights.offsets)).encode())
+    digest = hashlib.sha256(
+        repr((VERSION, program.name, program.setup, plan, weights.sha256, weights.offsets)).encode()
+    )
     for symbol in _compiled(program, plan):
         digest.update(hashlib.sha256(objects[symbol]).digest())
     return digest.hexdigest()[:16]

@@ -74,7 +74,7 @@ class Unit:
     @property
     def compiled(self) -> list[Call]:
         """The calls of kernels that have code of their own."""
-        return [call for call in self.plan.calls if call.kernel in self.code]
+        return [call for call in (*self.program.setup, *self.plan.calls) if call.kernel in self.code]
 
     @property
     def state_bytes(self) -> int:
@@ -272,7 +272,7 @@ def _weights(unit: Unit) -> str:
 
 def _prototypes(unit: Unit) -> str:
     lines = []
-    for symbol in dict.fromkeys(call.kernel for call in unit.plan.calls):
+    for symbol in dict.fromkeys(call.kernel for call in (*unit.program.setup, *unit.plan.calls)):
         kernel = unit.program.kernels[symbol]
         if unit.in_c and not kernel.c:
             continue  # they are defined here
@@ -304,7 +304,8 @@ def _setup(unit: Unit) -> str:
     for call in unit.program.setup:
         kernel = unit.program.kernels[call.kernel]
         arguments = [_argument(unit, unit.plan.places[name], kernel, i) for i, name in enumerate(call.arguments)]
-        lines.append(f"    if (!{call.kernel}({', '.join(arguments)}, 0, 1)) return {upper}_ERROR_CHECKSUM;\n")
+        made = f"{call.kernel}({', '.join(arguments)}, 0, {call.tasks})"
+        lines.append(f"    if (!{made}) return {upper}_ERROR_CHECKSUM;\n" if kernel.c else f"    {made};\n")
     return "".join(lines)
 
 

@@ -48,7 +48,7 @@ def _function(kernel: Kernel, target: Target) -> tuple[str, tuple[object, ...]]:
 def _nodes(program: Program) -> dict[str, list[str]]:
     """Kernel -> the graph nodes that it computes."""
     nodes: dict[str, list[str]] = defaultdict(list)
-    for call in program.calls:
+    for call in (*program.setup, *program.calls):
         nodes[call.kernel] += [name for name in call.nodes if name not in nodes[call.kernel]]
     return nodes
 

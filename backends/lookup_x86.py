@@ -25,16 +25,19 @@ _PERMUTE_TWO = "llvm.x86.avx512.vpermi2var.ps.512"
 _BLEND = "llvm.x86.avx.blendv.ps.256"
 
 
-def looked_up(table: Any, bits: int, index: Any, lanes: int, target: Target) -> Any:
-    """float32 x lanes: table[index], of which `bits` bits count; `table` repeats itself up to 16 entries at least."""
+def looked_up(table: Any, bits: int, index: Any, lanes: int, target: Target, first: Any = 0) -> Any:
+    """float32 x lanes: table[first + index], of which index `bits` bits count; `table` repeats itself up to 16 entries
+    at least."""
     if lanes in _PERMUTE and target.has("avx2") and (1 << bits) <= MOST_REGISTERS * lanes:
-        return _selected(table, 0, bits, index, lanes)
+        return _selected(table, first, bits, index, lanes)
     entry = index & spread(const((1 << bits) - 1), lanes)
-    return _gathered(table, entry, lanes) if lanes in _PERMUTE and target.has("avx2") else table[entry]
+    return gathered(table, entry + spread(first, lanes) if not isinstance(first, int) else entry, lanes, target)
 
 
-def _gathered(table: Any, entry: Any, lanes: int) -> Any:
-    """One load instruction for all lanes, unmasked, of 4 bytes each."""
+def gathered(table: Any, entry: Any, lanes: int, target: Target) -> Any:
+    """float32 x lanes: table[entry], by one load instruction for all lanes where there is one, unmasked."""
+    if lanes not in _PERMUTE or not target.has("avx2"):
+        return table[entry]
     floats, base = f"float32x{lanes}", tirx.address_of(table[0])
     nothing = spread(const(0, "float32"), lanes)
     if lanes == 16:
@@ -45,14 +48,14 @@ def _gathered(table: Any, entry: Any, lanes: int) -> Any:
     return tirx.call_llvm_pure_intrin(floats, _GATHER[lanes], nothing, base, entry, mask, const(4, "int8"))
 
 
-def _selected(table: Any, first: int, bits: int, index: Any, lanes: int) -> Any:
+def _selected(table: Any, first: Any, bits: int, index: Any, lanes: int) -> Any:
     """The entries first .. first + 2 ** bits, by the lowest `bits` bits of the index."""
     size = 1 << bits
     floats = f"float32x{lanes}"
     if size <= lanes:
-        return tirx.call_llvm_pure_intrin(floats, _PERMUTE[lanes], table[vector(const(first), lanes)], index)
+        return tirx.call_llvm_pure_intrin(floats, _PERMUTE[lanes], table[vector(const(0) + first, lanes)], index)
     if lanes == 16 and size == 32:
-        halves = [table[vector(const(first + half), lanes)] for half in (0, 16)]
+        halves = [table[vector(const(half) + first, lanes)] for half in (0, 16)]
         return tirx.call_llvm_pure_intrin(floats, _PERMUTE_TWO, halves[0], index, halves[1])
     low, high = (_selected(table, first + half, bits - 1, index, lanes) for half in (0, size // 2))
     return _blended(low, high, index, bits - 1, lanes)

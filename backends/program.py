@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from graphc.artifact import Decision, Work
+from graphc.artifact import Decision, Prepared, Work
 from graphc.ir.graph import Array, bits_of
 
 ALIGNMENT = 64
@@ -104,4 +104,5 @@ class Program:
     aliases: Mapping[str, str] = field(default_factory=dict)
     decisions: tuple[Decision, ...] = ()
     setup: tuple[Call, ...] = ()
+    prepared: tuple[Prepared, ...] = ()
     coded: tuple[CodedConstant, ...] = ()

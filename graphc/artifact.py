@@ -12,7 +12,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from graphc.errors import InputError
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 """Changes when an older graphc could not run a newer artifact."""
 
 T = TypeVar("T")
@@ -114,6 +114,16 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepared:
+    """A call of `nodes` that reads constants alone and writes so many bytes of the arena: `once`, by init, or at every
+    run."""
+
+    nodes: tuple[str, ...]
+    bytes: int
+    once: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Toolchain:
     """What compiled and linked the C."""
 
@@ -156,6 +166,7 @@ class Manifest:
     max_threads: int
     steps: tuple[Step, ...]
     decisions: tuple[Decision, ...]
+    prepared: tuple[Prepared, ...]
 
     @property
     def ram(self) -> int:

@@ -41,7 +41,7 @@ def _print_build(build: Build, unit: str) -> None:
     kept = [i for i, name in enumerate(header) if any(row[i] != NOTHING for row in rows) and name]
     align = "".join("<>>>>>>"[i] for i in kept)
     table([header[i] for i in kept], [[row[i] for i in kept] for row in rows], align)
-    for line in (*_skips(report.steps), *_decisions(report)):
+    for line in (*_skips(report.steps), *_decisions(report), *_prepared(report)):
         line_out(line)
     line_out()
     table((report.name, "before", "after", ""), list(_summary(report, unit)), "<>><")
@@ -113,6 +113,18 @@ def _decisions(report: Report) -> Iterator[str]:
         if dense:
             more = f", ... {len(dense)} in all" if len(dense) > SHOWN_NAMES else ""
             yield f"{target.id}: kept dense, which is faster: {', '.join(dense[:SHOWN_NAMES])}{more}"
+
+
+def _prepared(report: Report) -> Iterator[str]:
+    """Which decoders are no part of the kernels that read what they decode, and when they run."""
+    for target in report.targets:
+        for once, when in ((True, "once, by init"), (False, "at every run")):
+            made = [each for each in target.prepared if each.once == once]
+            names = list(dict.fromkeys(name for each in made for name in each.nodes))
+            if made:
+                more = f", ... {len(names)} in all" if len(names) > SHOWN_NAMES else ""
+                shown = f"{', '.join(names[:SHOWN_NAMES])}{more}"
+                yield f"{target.id}: made of constants {when}, {size(sum(each.bytes for each in made))}: {shown}"
 
 
 def _latency(target: str, before: Latency | None, after: Latency) -> tuple[str, str, str, str]:

@@ -32,7 +32,7 @@ from graphc.peers import Run, start
 from graphc.pipeline import Compressed
 from graphc.progress import Progress
 from graphc.quality import Model, qualities
-from graphc.report import Decided, Latency, Quality, Report, StoredLayer, TargetReport
+from graphc.report import Decided, Latency, PreparedLayer, Quality, Report, StoredLayer, TargetReport
 from graphc.runner import Opened, Runner
 from graphc.samples import seeded
 from graphc.staging import MODEL, MODEL_DATA
@@ -198,6 +198,7 @@ def _target_report(
         kernels=len({step.kernel for step in manifest.steps if step.kernel}),
         calls=len(manifest.steps),
         decisions=tuple(Decided.model_validate(asdict(each)) for each in manifest.decisions),
+        prepared=tuple(PreparedLayer.model_validate(asdict(each)) for each in manifest.prepared),
         quality=quality,
         latency=latency,
         weights=tuple(_stored(manifest, graph)),

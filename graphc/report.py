@@ -87,6 +87,14 @@ class Decided(Record):
     speed: float
 
 
+class PreparedLayer(Record):
+    """What `nodes` make of constants alone: so many bytes of the arena, filled `once`, by init, or at every run."""
+
+    nodes: tuple[str, ...]
+    bytes: int
+    once: bool
+
+
 class StoredLayer(Record):
     """Bytes of the weights of `nodes`: as fp32, as kernels read them, as they are stored, and the entropy of theirs."""
 
@@ -110,6 +118,7 @@ class TargetReport(Record):
     kernels: int
     calls: int
     decisions: tuple[Decided, ...] = ()
+    prepared: tuple[PreparedLayer, ...] = ()
     quality: Quality | None
     latency: Latency | None
     weights: tuple[StoredLayer, ...] = ()

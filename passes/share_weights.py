@@ -13,7 +13,9 @@ chooses entries column by column, each column's error made up for by those that 
 - `group`: so many output channels share a codebook; absent: all. `vector`: entries are so many successive weights of a
   channel (product quantization: P. Stock et al., "And the Bit Goes Down", 2020), bits / vector bits a weight.
 - Pruned weights keep their zeros: entry 0 of the codebook is zero, or a mask holds them and the codebook the others.
-- Kernels decode one codebook per tensor in registers. Other forms are decoded into memory at every run.
+- Kernels decode codebooks of single weights in registers, one per tensor or per group, behind a mask or not. Entries of
+  several weights, and weights that no matrix product reads, are decoded to memory: once, by init, or on boards without
+  an operating system and for `weights: streamed` before each use. The report names them (`prepared`).
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,5 +1,6 @@
 """Compacted weights end to end: the exported model in plain onnxruntime and the artifact say the same."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import onnxruntime
 import pytest
 
 import graphc
+from graphc.artifact import read
+from graphc.emulator import open_anywhere
+from graphc.errors import GraphcError
 from graphc.ir.graph import Graph
 from tests.passes.quantized import feeds_of, model, normal
 
@@ -68,7 +72,46 @@ def test_the_exported_model_and_the_artifact_agree(case: str, tmp_path: Path) ->
     assert whole.stored <= whole.packed < whole.raw == 4 * build.report.steps[-1].parameters
     assert sum(each.stored for each in layers) == whole.stored < 1.5 * whole.bound
     assert build.report.steps[-1].bytes < build.report.steps[0].bytes * 0.4
+    made = build.report.targets[0].prepared  # the depthwise weights at least
+    assert {each.once for each in made} == {case == "tensors"}
+    assert not any("conv_w" in node for each in made for node in each.nodes)
     with build.open() as runner:
         for feeds in feeds_of(graph):
             expected = in_onnxruntime(build.model, feeds)
             np.testing.assert_allclose(runner(feeds["x"]), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+EMULATORS = {"mps2-an386": "qemu-system-arm", "raspberry-pi-4": "qemu-aarch64-static"}
+
+
+@pytest.mark.parametrize("board", EMULATORS)
+@pytest.mark.parametrize("storage", ["coded", "streamed"])
+def test_boards_decode_what_they_hold_and_refuse_what_is_damaged(board: str, storage: str, tmp_path: Path) -> None:
+    if shutil.which(EMULATORS[board]) is None:
+        pytest.skip(f"no {EMULATORS[board]} on PATH")
+    body = "c = Conv <pads = [1,1,1,1]> (x, w)\nr = Relu (c)\nf = Flatten (r)\ny = MatMul (f, v)"
+    w, v = normal(16, 8, 3, 3), normal(576, 10)
+    v[np.abs(v) < 1] = 0
+    graph = model("(float[1,8,6,6] x) => (float[1,10] y)", body, w=w, v=v)
+    rules = [{"operator": "Conv", "group": 4}, {"operator": "MatMul", "zeros": "mask"}]
+    share = {"kind": "share_weights", "bits": 3, "weighting": "none", "where": rules}
+    spec = {"name": "b", "passes": [{"kind": "fold"}, share], "targets": [{"board": board, "weights": storage}]}
+    build = graphc.compile(graph, spec, out=tmp_path)
+    (feeds,) = feeds_of(graph, 1)
+    expected = in_onnxruntime(build.model, feeds)
+    with open_anywhere(build.artifact(board)) as artifact:
+        found = artifact(feeds["x"])
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    damage(build.artifact(board))
+    with pytest.raises(GraphcError, match="weights"):
+        open_anywhere(build.artifact(board))(feeds["x"])
+
+
+def damage(folder: Path) -> None:
+    """Invert the archive's weights."""
+    (library,) = folder.glob("*.a")
+    content = bytearray(library.read_bytes())
+    begin = content.index(b"\x7fELF", content.index(b"_weights.o")) + 64
+    end = begin + read(folder).weights.bytes - 64
+    content[begin:end] = bytes(byte ^ 255 for byte in content[begin:end])
+    library.write_bytes(content)

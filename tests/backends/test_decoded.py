@@ -72,13 +72,22 @@ class Model:
         attributes = {} if axis is None else {"axis": axis, **({"block_size": block} if block else {})}
         return self.node("DequantizeLinear", operands, **attributes)
 
-    def shared(self, shape: tuple[int, ...], bits: int, codebook: str = "") -> str:
-        """Weights that are random entries of a codebook."""
+    def shared(self, shape: tuple[int, ...], bits: int, codebook: str = "", books: int = 1) -> str:
+        """Weights that are random entries of a codebook, or of one for each of `books` runs of outputs."""
         codes = RANDOM.integers(0, 1 << bits, shape).astype(np.uint8)
         stream = np.unpackbits(codes.reshape(-1, 1), axis=1, count=bits, bitorder="little")
         packed = self.constant(np.packbits(stream.reshape(-1), bitorder="little"))
-        codebook = codebook or self.constant(RANDOM.standard_normal(1 << bits).astype(np.float32))
+        dims = (1 << bits,) if books == 1 else (books, 1 << bits, 1)
+        codebook = codebook or self.constant(RANDOM.standard_normal(dims).astype(np.float32))
         return self.node("Lookup", [codebook, packed], "graphc", bits=bits, shape=shape)
+
+    def masked(self, shape: tuple[int, ...], codebook: Array) -> str:
+        """Weights of which a third are random entries of a codebook, and the others zero."""
+        held = RANDOM.random(shape) < 0.3
+        bits = (len(codebook) - 1).bit_length()
+        values = self.shared((int(held.sum()),), bits, self.constant(codebook))
+        mask = self.constant(np.packbits(held.reshape(-1), bitorder="little"))
+        return self.node("SparseToDense", [mask, values], "graphc", shape=shape)
 
     def graph(self) -> Graph:
         initializers = [numpy_helper.from_array(array, name) for name, array in self.constants.items()]
@@ -139,12 +148,31 @@ def convolutions(m: Model) -> None:
     m.anchor("Conv", (1, 12, 50), m.dequantized((20, 12, 3), "int4", 0), 20, pads=[1, 1])
 
 
+def several_codebooks(m: Model) -> None:
+    m.anchor("Gemm", (1, 40), m.shared((64, 40), 4, books=4), 64, transB=1)
+    m.anchor("Gemm", (30, 33), m.shared((70, 33), 3, books=7), transB=1)
+    m.anchor("MatMul", (3, 61), m.node("Transpose", [m.shared((96, 61), 5, books=3)], perm=[1, 0]))
+    m.anchor("MatMul", (1, 20), m.node("Transpose", [m.shared((32, 20), 8, books=2)], perm=[1, 0]))
+    m.anchor("Conv", (1, 16, 9, 9), m.shared((40, 16, 3, 3), 2, books=10), 40, pads=[1, 1, 1, 1])
+    m.anchor("Conv", (1, 20, 6, 5), m.shared((64, 20, 1, 1), 4, books=2))
+
+
+def pruned_and_shared(m: Model) -> None:
+    entries = RANDOM.standard_normal(256).astype(np.float32)
+    m.anchor("Gemm", (2, 50), m.masked((40, 50), np.append(np.float32(0), entries[:15])), 40, transB=1)
+    m.anchor("MatMul", (20, 50), m.masked((50, 40), np.append(entries[:7], np.float32(0))))
+    m.anchor("MatMul", (1, 50), m.masked((50, 40), entries[:16]))
+    m.anchor("Conv", (1, 20, 6, 5), m.masked((24, 20, 3, 3), entries[:8]), pads=[1, 1, 1, 1])
+
+
 CASES: tuple[Callable[[Model], None], ...] = (
     vector_times_integers,
     rows_times_integers,
     vector_and_rows_times_shared,
     nested,
     convolutions,
+    several_codebooks,
+    pruned_and_shared,
 )
 
 
@@ -178,7 +206,9 @@ def test_no_kernel_writes_dense_weights(case: Callable[[Model], None]) -> None:
     case(model)
     program = lower(model.graph(), targets.resolve({"cpu": "x86-64-v4"}))
     assert not [
-        symbol for symbol in program.kernels if "dequantize" in symbol or "lookup" in symbol or "pack" in symbol
+        symbol
+        for symbol in program.kernels
+        if any(decoder in symbol for decoder in ("dequantize", "lookup", "sparse_to_dense", "pack"))
     ]
     words = sum(array.nbytes for name, array in program.constants.items() if ".plane" in name)
     assert words > 0

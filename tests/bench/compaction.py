@@ -35,7 +35,7 @@ from graphc.ir.graph import Array, Graph
 from graphc.passes.protocol import Context
 from graphc.passes.registry import registry
 from graphc.runner import Runner
-from tests.bench.tasks import TASKS, Rows, Task
+from tests.bench.tasks import TASKS, Rows, Task, cifar, normalized
 from tests.conftest import find_shared
 
 FOLDER = Path("build/compaction")
@@ -52,14 +52,19 @@ PAIRS: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "1x1 512->512 7x7": ((1, 512, 7, 7), (512, 512, 1, 1)),
     "1x1 128->128 28x28": ((1, 128, 28, 28), (128, 128, 1, 1)),
     "1x1 64->256 56x56": ((1, 64, 56, 56), (256, 64, 1, 1)),
+    "1x1 64->64 224x224": ((1, 64, 224, 224), (64, 64, 1, 1)),
     "3x3 128->128 28x28": ((1, 128, 28, 28), (128, 128, 3, 3)),
     "3x3 16->16 32x32": ((1, 16, 32, 32), (16, 16, 3, 3)),
 }
 """Layers that are measured beside their pair at half the multiply-accumulates: shapes of the input and the weights."""
 
+STRIPS = {"1x1 256->256 14x14": 2, "1x1 128->128 28x28": 4, "1x1 64->256 56x56": 7, "1x1 64->64 224x224": 28}
+"""Into how many strips of rows an image is cut, to see what a pair gains whose intermediate is read while it is hot."""
+
 PLAIN = {"kind": "share_weights", "weighting": "none"}
 WEIGHTED = {"kind": "share_weights", "weighting": "hessian", "rounding": "gptq"}
 THIN = {"kind": "factorize", "form": "channel", "data": "whitened"}
+REPAIRED = {"repair": "least_squares", "samples": 500}
 METHODS_OF: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "ds_cnn_l": {
         "32 clusters, k-means from even steps": {**PLAIN, "bits": 5, "start": "linear"},
@@ -75,10 +80,12 @@ METHODS_OF: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "4 bits, Hessian + GPTQ": {**WEIGHTED, "bits": 4},
         "3 bits, plain": {**PLAIN, "bits": 3},
         "3 bits, Hessian + GPTQ": {**WEIGHTED, "bits": 3},
-        "1.5x fewer MACs, plain SVD": {**THIN, "data": "none", "macs": 0.6667},
-        "1.5x fewer MACs, whitened": {**THIN, "macs": 0.6667},
-        "1.5x fewer MACs, whitened + least squares": {
-            **THIN, "macs": 0.6667, "repair": "least_squares", "samples": 200
+        "1.5x fewer MACs, channel, plain SVD": {**THIN, "data": "none", "macs": 0.6667},
+        "1.5x fewer MACs, channel, whitened": {**THIN, "macs": 0.6667},
+        "1.5x fewer MACs, channel, whitened + least squares": {**THIN, "macs": 0.6667, **REPAIRED},
+        "1.5x fewer MACs, Tucker-2, plain": {**THIN, "form": "tucker", "data": "none", "macs": 0.6667},
+        "1.5x fewer MACs, Tucker-2, whitened + least squares": {
+            **THIN, "form": "tucker", "macs": 0.6667, **REPAIRED
         },
     },
     "magika": {
@@ -100,6 +107,8 @@ METHODS_OF: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     },
 }  # fmt: skip
 """Model -> what it is compressed by, by the name in the table."""
+MORE = {"resnet56": cifar(normalized, 500)}
+"""Rows to calibrate on for what fits weights to them, where the task has fewer."""
 
 
 @dataclass(frozen=True)
@@ -108,18 +117,20 @@ class Subject:
 
     task: Task
     rows: Rows
+    more: Rows
     graph: Graph
 
     @classmethod
     def of(cls, name: str, data: Path, limit: int | None) -> "Subject":
         task, rows = TASKS[name], TASKS[name].rows(data)
+        more = MORE[name](data) if name in MORE else rows
         if limit is not None and limit < len(rows.test):
             chosen = np.linspace(0, len(rows.test) - 1, limit).astype(int)
             rows = replace(rows, test=rows.test[chosen], labels=None if rows.labels is None else rows.labels[chosen])
         path = data / "models" / task.model
         given = onnx.load(path).graph.input[0]
         dims = tuple(dim.dim_value or 1 for dim in given.type.tensor_type.shape.dim)
-        return cls(task, rows, registry().kinds["fold"]().apply(load(path, {given.name: dims}), Context()))  # type: ignore[call-arg]
+        return cls(task, rows, more, registry().kinds["fold"]().apply(load(path, {given.name: dims}), Context()))  # type: ignore[call-arg]
 
     def feed(self, row: Array) -> dict[str, Array]:
         (name,) = self.graph.inputs
@@ -127,7 +138,10 @@ class Subject:
 
     def compressed(self, options: Mapping[str, Any]) -> Graph:
         step = registry().kinds[str(options["kind"])].model_validate(options)
-        statistics = calibrate(self.graph, step.observes(self.graph), map(self.feed, self.rows.calibration))
+        rows = (
+            self.more.calibration if options.get("samples", 0) > len(self.rows.calibration) else self.rows.calibration
+        )
+        statistics = calibrate(self.graph, step.observes(self.graph), map(self.feed, rows))
         return step.apply(self.graph, Context(statistics))
 
     def outputs(self, graph: Graph) -> Array:
@@ -136,8 +150,8 @@ class Subject:
         return np.concatenate([np.asarray(values).reshape(1, -1) for values in found])
 
 
-def accuracy(names: Sequence[str], limit: int | None) -> Iterator[str]:
-    """Lines of a table as they are known."""
+def accuracy(names: Sequence[str], limit: int | None, methods: Sequence[str]) -> Iterator[str]:
+    """Lines of a table as they are known; of `methods`, those whose label holds one of these."""
     data = find_shared()
     if data is None:
         sys.exit("../shared/data is absent: nothing to measure on")
@@ -147,6 +161,8 @@ def accuracy(names: Sequence[str], limit: int | None) -> Iterator[str]:
         subject = Subject.of(name, data, limit)
         reference, floats = subject.outputs(subject.graph), cost(subject.graph)
         for label, options in ({"float": {}} | METHODS_OF[name]).items():
+            if methods and not any(each in label for each in methods):
+                continue
             graph = subject.compressed(options) if options else subject.graph
             outputs, price = subject.outputs(graph), cost(graph)
             ((_, value), *_) = subject.task.score(outputs, reference, subject.rows).items()
@@ -178,10 +194,13 @@ def sizes(name: str) -> str:
     spec = {"name": name, "passes": list(PRUNED_AND_SHARED), "targets": [{"cpu": "native", "weights": "coded"}]}
     build = graphc.compile(large(name), spec, out=FOLDER)
     whole, target = build.report.targets[0].weights[-1], build.report.targets[0]
-    used = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    processor = sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    used = sum(usage.ru_maxrss for usage in usages)
     mega = [f"{number / 1e6:.2f}" for number in (whole.raw, whole.packed, whole.stored, whole.bound, target.ram)]
     latency = f"{target.latency.median * 1e3:.1f}" if target.latency else ""
-    return f"| {name} | {' | '.join(mega)} | {latency} | {time.monotonic() - start:.0f} | {used / 1e6:.2f} |"
+    seconds = f"{time.monotonic() - start:.0f} | {processor:.0f}"
+    return f"| {name} | {' | '.join(mega)} | {latency} | {seconds} | {used / 1e6:.2f} |"
 
 
 def streams(name: str) -> str:
@@ -216,9 +235,15 @@ def coders(path: Path) -> Iterator[str]:
     yield f"| all | {' | '.join(f'{number:.0f}' for number in total)} |"
 
 
-def layer(name: str) -> Graph:
-    """A convolution with a bias and a Relu, as networks have them, with random weights."""
-    x, w = PAIRS[name]
+def strip(name: str) -> tuple[int, ...]:
+    """The shape of one strip of a layer's input."""
+    (batch, channels, rows, columns), _ = PAIRS[name]
+    return batch, channels, rows // STRIPS.get(name, 1), columns
+
+
+def layer(name: str, x: tuple[int, ...]) -> Graph:
+    """A convolution of an input of shape x with a bias and a Relu, as networks have them, with random weights."""
+    _, w = PAIRS[name]
     rng, side = np.random.default_rng(0), w[2] // 2
     constants = {"w": rng.standard_normal(w, np.float32), "b": rng.standard_normal(w[0], np.float32)}
     nodes = [
@@ -237,29 +262,41 @@ def place(name: str, form: str) -> str:
 
 def build_pairs() -> None:
     half = {"kind": "factorize", "form": "channel", "data": "none", "ratio": 0.5, "never_slower": False}
-    for name in PAIRS:
-        for form, passes in (("dense", []), ("pair", [half])):
+    for name, (x, _) in PAIRS.items():
+        for form, shape, passes in (("dense", x, []), ("pair", x, [half]), ("strip", strip(name), [half])):
             spec = {"name": place(name, form), "passes": [{"kind": "fold"}, *passes], "targets": [{"cpu": "native"}]}
-            graphc.compile(layer(name), spec, out=FOLDER)
+            graphc.compile(layer(name, shape), spec, out=FOLDER)
+
+
+def runners(name: str) -> Mapping[str, Sequence[tuple[Runner, Array]]]:
+    """What computes a layer, each with its input: the strips of one layer have memory of their own."""
+    shape, _ = PAIRS[name]
+    x = np.random.default_rng(1).standard_normal(shape, np.float32)
+    found = {}
+    for form, count in (("dense", 1), ("pair", 1), ("strip", STRIPS.get(name, 0))):
+        parts = np.split(x, count, axis=2) if count else []
+        found[form] = [(Runner(FOLDER / place(name, form) / "native", 1), np.ascontiguousarray(part)) for part in parts]
+    return found
+
+
+def kernel_ticks(runner: Runner, x: Array) -> int:
+    """Nanoseconds of the layer's own kernels: no inner layer has the transposes at the borders."""
+    steps = zip(runner.manifest.steps, runner.profile(x), strict=True)
+    return sum(tick for step, tick in steps if any(node.startswith("c") for node in step.nodes))
 
 
 def pairs(rounds: int) -> Iterator[str]:
-    """Milliseconds on one thread, in turns; without the transposes at the borders, which no inner layer has."""
-    yield "| layer | dense ms | pair ms | times as fast |"
-    yield "|---|---:|---:|---:|"
-    for name, (shape, _) in PAIRS.items():
-        x = np.random.default_rng(1).standard_normal(shape, np.float32)
-        runners = {form: Runner(FOLDER / place(name, form) / "native", 1) for form in ("dense", "pair")}
-        found: dict[str, list[float]] = {form: [] for form in runners}
+    """Milliseconds on one thread, in turns; in strips, both thin layers run on some rows before the next."""
+    yield "| layer | dense ms | pair ms | times as fast | pair in strips ms |"
+    yield "|---|---:|---:|---:|---:|"
+    for name in PAIRS:
+        forms = runners(name)
+        found: dict[str, list[int]] = {form: [] for form in forms}
         for _ in range(rounds):
-            for form, runner in runners.items():
-                ticks = runner.profile(x)
-                steps = zip(runner.manifest.steps, ticks, strict=True)
-                found[form].append(
-                    sum(tick for step, tick in steps if any(node.startswith("c") for node in step.nodes))
-                )
-        dense, pair = (float(np.median(found[form])) / 1e6 for form in ("dense", "pair"))
-        yield f"| {name} | {dense:.4f} | {pair:.4f} | {dense / pair:.2f} |"
+            for form, parts in forms.items():
+                found[form].append(sum(kernel_ticks(*part) for part in parts))
+        dense, pair, strips = (float(np.median(found[form])) / 1e6 for form in ("dense", "pair", "strip"))
+        yield f"| {name} | {dense:.4f} | {pair:.4f} | {dense / pair:.2f} | {f'{strips:.4f}' if strips else ''} |"
 
 
 def main() -> None:
@@ -267,10 +304,11 @@ def main() -> None:
     parser.add_argument("what", choices=("accuracy", "sizes", "streams", "coders", "pairs"))
     parser.add_argument("names", nargs="*", metavar="MODEL")
     parser.add_argument("--rows", type=int, help="so many test rows, spread evenly (default: all)")
+    parser.add_argument("--method", action="append", default=[], metavar="TEXT", help="only those whose name holds it")
     parser.add_argument("--only", choices=("build", "time"), help="of pairs")
     given = parser.parse_args()
     if given.what == "accuracy":
-        for line in accuracy(given.names or list(METHODS_OF), given.rows):
+        for line in accuracy(given.names or list(METHODS_OF), given.rows, given.method):
             print(line, flush=True)
     elif given.what == "pairs":
         if given.only != "time":
@@ -282,7 +320,7 @@ def main() -> None:
     elif len(given.names) == 1:
         print((sizes if given.what == "sizes" else streams)(given.names[0]))
     else:
-        more = " arena MB | run ms | build s |" if given.what == "sizes" else " CPU s |"
+        more = " arena MB | run ms | build s | CPU s |" if given.what == "sizes" else " CPU s |"
         print(f"| model | fp32 MB | packed MB | coded MB | entropy MB |{more} peak GB |")
         print("|---|" + "---:|" * (5 + more.count("|")), flush=True)
         for name in given.names or LARGE:

@@ -56,6 +56,15 @@ def test_more_bits_err_less() -> None:
     assert (np.diff(errors, axis=0) < 0).all()
 
 
+@pytest.mark.parametrize("start", ["linear", "density", "kmeans++"])
+@pytest.mark.parametrize("vector", [1, 4])
+def test_no_start_ends_much_better_than_the_optimal_one(start: str, vector: int) -> None:
+    errors = [
+        [n.figures["error"] for n in shared(network(), start=s, vector=vector)[1].notes] for s in (start, "optimal")
+    ]
+    assert (np.divide(*errors) > 0.9).all() and (np.divide(*errors) < 1.5).all()
+
+
 @pytest.mark.parametrize("group", [1, 2, 5])
 def test_groups_of_channels_have_codebooks_of_their_own(group: int) -> None:
     graph = network()
