@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 import graphc
+from graphc import artifact
 from graphc.backends import targets
 from graphc.backends.build import build_target
 from graphc.backends.cache import Cache
@@ -165,12 +166,16 @@ def whole(folders: Mapping[str, Path]) -> dict[str, float]:
 
 
 def kernels(graph: Graph, dense: Path, sparse: Path) -> dict[str, list[float]]:
-    """Form of a convolution -> how many times as fast each one's kernel is, its epilogue included."""
+    """Form of a convolution -> how many times as fast each one's kernel is, its epilogue included.
+
+    Layers that the build left dense because zeros would not pay have the same kernel in both, and do not count.
+    """
+    refused = {decision.node for decision in artifact.read(sparse).decisions if decision.kernel == "dense"}
     convolutions = {node.name: graph.types[node.inputs[1]].dims for node in graph.nodes if node.op == "Conv"}
     first, second = (_seconds(folder, list(convolutions)) for folder in (dense, sparse))
     found: dict[str, list[float]] = {}
     for name, (_, inputs, *kernel) in convolutions.items():
-        if prod(kernel) in (1, 9) and inputs > 3:
+        if prod(kernel) in (1, 9) and inputs > 3 and name not in refused:
             found.setdefault("x".join(map(str, kernel)), []).append(first[name] / second[name])
     return found
 
@@ -194,6 +199,7 @@ def speed(model: Path, out: Path, names: Sequence[str], again: bool) -> None:
         )
         print(f"| {name} | {1000 * taken:.2f} | {seconds[beside] / taken:.2f}x |")
     graph = Fold().apply(graphc.load(model), Context())
+    print("\nLayers that are missing were refused: the build left them dense.")
     print("\n| kernels | form | layers | smallest | geometric mean | largest |\n|---|---|---:|---:|---:|---:|")
     for dense, sparse in PAIRS:
         if dense in folders and sparse in folders:
