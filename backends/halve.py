@@ -22,7 +22,7 @@ from graphc.ir.graph import Array, Graph, Node, TensorType
 
 DOMAIN = "graphc.fp16"
 FLOAT, HALF = np.dtype(np.float32), np.dtype(np.float16)
-MOST_TERMS = 64
+MOST_TERMS = 32
 """L: products in one sum of float16. Fewer err less, and cost more additions in float32."""
 ROUNDING, WIDE_ROUNDING = 2.0**-11, 2.0**-24
 LARGEST = float(np.finfo(HALF).max)

@@ -1,13 +1,19 @@
 """Artifacts for other processors under QEMU's user mode: equal to this machine's; a missing QEMU is one clear error."""
 
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import graphc
+from graphc import artifact
 from graphc.accuracy import accuracy_of
+from graphc.backends import toolchain
+from graphc.backends.cache import Cache
+from graphc.backends.emit_stream import stream_program
 from graphc.backends.targets import resolve
 from graphc.compile import Build
 from graphc.emulator import EmulatedLinux, emulates, find_emulator, open_anywhere
@@ -41,6 +47,39 @@ def test_integers_equal_the_reference_bit_for_bit(build: Build, board: str, thre
     found = verify(build.artifact(board), samples=4, threads=threads)
     assert found.agrees and found.integer_nodes > 0
     assert all(each.limit == 0 and each.differing == 0 for each in found.outputs)
+
+
+SYSROOTS = {"raspberry-pi-3": "/usr/aarch64-linux-gnu", "beaglebone-black": "/usr/arm-linux-gnueabihf"}
+"""Where Debian's packages of cross compilers put the C library of each."""
+
+
+@pytest.mark.parametrize("board", SYSROOTS)
+def test_pip_alone_links_libraries_for_boards(
+    board: str, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """zig's dynamic library, loaded by the board's own C library, gives what the system's compiler made give."""
+    if toolchain.find_zig() is None:
+        pytest.skip("ziglang is not installed (extra `cross`)")
+    if not Path(SYSROOTS[board]).is_dir():
+        pytest.skip("no C library of the board (apt install libc6-arm64-cross libc6-armhf-cross)")
+    emulator = find_emulator(resolve({"board": board}))
+    with EmulatedLinux(build.artifact(board)) as other:
+        x = np.random.default_rng(1).normal(size=other.inputs[0].shape).astype(other.inputs[0].dtype)
+        expected = other(x)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    small.write(tmp_path)
+    spec = tmp_path / "small.yaml"
+    spec.write_text(spec.read_text().replace("{cpu: native}", f"{{board: {board}}}"))
+    made = graphc.compile(None, spec, out=tmp_path / "build").artifact(board)
+    manifest = artifact.read(made)
+    zig = toolchain.find(manifest.target["triple"], Cache().folder)
+    assert (manifest.toolchain.name, manifest.toolchain.version) == ("zig", zig.version)
+    (made / "stream.c").write_text(stream_program(manifest))
+    command = [*zig.compiler, "stream.c", "-O1", "-L.", "-lsmall", "-Wl,-rpath,$ORIGIN", "-o", "stream"]
+    subprocess.run(command, cwd=made, env={**os.environ, **zig.environment}, check=True, timeout=600)
+    program = [*emulator, "-L", SYSROOTS[board], str(made / "stream"), "2"]
+    output = subprocess.run(program, input=x.tobytes(), capture_output=True, check=True, timeout=60).stdout
+    assert output == expected.tobytes()
 
 
 def test_an_emulated_artifact_is_called_as_one_that_was_loaded(build: Build) -> None:

@@ -203,6 +203,26 @@ def test_the_runner_is_light() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+ON_A_BOARD = """
+import importlib.abc, sys
+
+class Board(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in {*sys.stdlib_module_names, "numpy", "graphc"}:
+            raise ModuleNotFoundError(f"a board has no {name}")
+
+sys.meta_path.insert(0, Board())
+import numpy, graphc
+with graphc.open(sys.argv[1], threads=2) as model:
+    model(numpy.zeros((4, 16), numpy.float32))
+"""
+
+
+def test_a_board_needs_numpy_alone(artifact: Path) -> None:
+    """graphc itself goes there by `pip install --no-deps graphc`."""
+    subprocess.run([sys.executable, "-c", ON_A_BOARD, str(artifact)], check=True, timeout=60)
+
+
 def test_an_artifact_is_found_by_its_folder_or_a_file_in_it(artifact: Path) -> None:
     assert find(artifact) == find(artifact / "manifest.json") == find(str(artifact / "libdemo.so")) == artifact
 

@@ -79,7 +79,7 @@ def test_products_err_as_their_rounding_allows(tmp_path: Path) -> None:
 
 
 def test_the_bound_is_that_of_short_sums() -> None:
-    assert bound(MOST_TERMS) < 0.034 and bound(100 * MOST_TERMS) < bound(MOST_TERMS) + 2e-5
+    assert bound(MOST_TERMS) < 0.017 and bound(100 * MOST_TERMS) < bound(MOST_TERMS) + 2e-5
 
 
 @pytest.mark.parametrize("core", ["cortex-a55", "cortex-a76", "neoverse-n1"])
