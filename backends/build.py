@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from graphc import artifact
 from graphc.artifact import Manifest, Quantization
@@ -28,6 +29,9 @@ from graphc.ir import Graph
 from graphc.ir.sparse import densified
 from graphc.ir.text import fingerprint
 from graphc.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from graphc.backends.patches import Patched
 
 LOWER = "graphc.backends.lower:lower_job"
 MOST_ELEMENTS = 2**31 - 1
@@ -112,7 +116,31 @@ def build_integerized(
     """`build_uncached` for a graph in the integer arithmetic."""
     _require_indexable(graph)
     program = lowered(graph, target, server, choices, progress)
-    return build_program(program, target, folder, server, cache, tools, quantization=quantization, progress=progress)
+    helpful, limit = _patches(graph, program, target)
+    if helpful is not None and helpful.bytes[1] <= limit:
+        program = lowered(graph, replace(target, patches=helpful.count), server, choices, progress)
+    return build_program(
+        program, target, folder, server, cache, tools, quantization=quantization, helpful=helpful, progress=progress
+    )
+
+
+def _patches(graph: Graph, program: Program, target: Target) -> tuple["Patched | None", int]:
+    """Where the arena is too large for the board and nothing is asked for: what patches would help, and how few bytes
+    may be alive at the peak for them to be enough."""
+    if target.board is None or target.system or target.patches:
+        return None, 0
+    from graphc.backends.coded_weights import store  # here, as below
+    from graphc.backends.fit import missing_ram
+    from graphc.backends.patches import laid_out, peak_bytes, suggested
+    from graphc.backends.plan import plan
+
+    stored = store(program, target.weights)
+    missing = missing_ram(stored, plan(stored, alignment=target.alignment, io_in_arena=True), target)
+    if missing <= 0:
+        return None, 0
+    graph = laid_out(graph)
+    limit = peak_bytes(graph) - missing
+    return suggested(graph, limit, target.alignment), limit
 
 
 def build_program(
@@ -124,9 +152,10 @@ def build_program(
     tools: Toolchain,
     *,
     quantization: Mapping[str, Quantization] = MappingProxyType({}),
+    helpful: "Patched | None" = None,
     progress: Progress = silent,
 ) -> Manifest:
-    """`build_uncached` for a program that is lowered already."""
+    """`build_uncached` for a program that is lowered already; `helpful` is named where it does not fit."""
     from graphc.backends.coded_weights import store  # here, because a build that is cached whole needs none of it
     from graphc.backends.emit import emit
     from graphc.backends.fit import check_memory
@@ -136,8 +165,8 @@ def build_program(
 
     program = prepared(program, target)
     stored = store(program, target.weights)
-    memory = plan(stored) if target.system else plan(stored, alignment=_alignment(target), io_in_arena=True)
-    check_memory(stored, memory, target)
+    memory = plan(stored) if target.system else plan(stored, alignment=target.alignment, io_in_arena=True)
+    check_memory(stored, memory, target, helpful)
     code = compile_kernels(program, target, cache, server, _watching(progress, "compile kernels"))
     progress("link", 0.0)
     manifest = emit(
@@ -145,11 +174,6 @@ def build_program(
     )
     progress("link", 1.0)
     return manifest
-
-
-def _alignment(target: Target) -> int:
-    """Of buffers where memory is scarce: a vector, and what the runtime's state holds."""
-    return max(8, target.vector_bits // 8)
 
 
 def _require_indexable(graph: Graph) -> None:

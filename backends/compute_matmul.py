@@ -150,7 +150,7 @@ def accumulate(
 
 def sum_at(product: Product, acc: te.Tensor, i: Sequence[Any]) -> Any:
     """The accumulator of output position i = (*batch, m, n)."""
-    return acc(*i[:-1], i[-1] // product.block, i[-1] % product.block)
+    return acc[(*i[:-1], i[-1] // product.block, i[-1] % product.block)]
 
 
 Reader = Callable[[Sequence[te.Tensor]], Weights]

@@ -5,7 +5,8 @@ from typing import Any
 
 from tvm import te, topi
 
-from graphc.backends.relax_module import ALIAS, OPAQUE, Lowering, computes
+from graphc.backends import patches
+from graphc.backends.relax_module import ALIAS, OPAQUE, PART, WHOLE, Lowering, computes
 from graphc.ir import Node
 
 
@@ -22,3 +23,21 @@ def view(state: Lowering, node: Node) -> Sequence[Any]:
         )
 
     return [state.emit(reshape, state.value(node.inputs[0]), name=ALIAS, pattern=OPAQUE)]
+
+
+@computes(patches.DOMAIN, "Rows")
+def rows(state: Lowering, node: Node) -> Sequence[Any]:
+    """y = rows of x from `first` on, where they are: `lower` turns the call into a part of x."""
+    shape, first = state.type(node.outputs[0]).dims, node.get_int("first", 0)
+
+    def part(x: te.Tensor) -> te.Tensor:
+        return te.compute(shape, lambda n, h, w, c: x[n, h + first, w, c], name="rows")
+
+    return [state.emit(part, state.value(node.inputs[0]), name=PART, pattern=OPAQUE)]
+
+
+@computes(patches.DOMAIN, "Assemble")
+def assemble(state: Lowering, node: Node) -> Sequence[Any]:
+    """y = all operands, one's rows behind another's: `lower` makes the operands parts of y."""
+    values = [state.value(name) for name in node.inputs]
+    return [state.emit(lambda *parts: topi.concatenate(parts, 1), *values, name=WHOLE, pattern=OPAQUE)]

@@ -110,7 +110,9 @@ def manifest(unit: Unit, toolchain: Toolchain, library_bytes: int, footprint: Fo
         files=artifact.Files(_library(unit), library_bytes, f"lib{prefix}.a", f"{prefix}.h", f"{prefix}.c"),
         inputs=unit.inputs,
         outputs=unit.outputs,
-        arena=artifact.Arena(unit.arena_bytes, unit.alignment, unit.state_bytes, plan.lower_bound, peak),
+        arena=artifact.Arena(
+            unit.arena_bytes, unit.alignment, unit.state_bytes, plan.lower_bound, peak, unit.program.patches
+        ),
         weights=artifact.Weights(weights.bytes, weights.sha256, weights.crc32, _parts(unit)),
         footprint=footprint,
         max_threads=unit.max_threads,

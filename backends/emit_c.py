@@ -339,9 +339,12 @@ def _argument(unit: Unit, place: Place, kernel: Kernel, number: int) -> str:
     if place.space == "constant":
         return f"CONSTANT({wanted}, {unit.weights.offsets[place.name]})"
     if place.space == "arena":
-        return f"BUFFER({wanted}, {place.at})"
+        return f"BUFFER({wanted}, {place.at + place.offset})"
     tensor = (unit.inputs if place.space == "input" else unit.outputs)[place.at]
     const = "const " if place.space == "input" else ""
+    if place.offset:
+        byte = f"({const}uint8_t *)({const}void *)at->{tensor.identifier} + {place.offset}"
+        return f"({const}{wanted} *)({const}void *)({byte})"
     same = c_type(tensor.dtype) == wanted
     return f"at->{tensor.identifier}" if same else f"({const}{wanted} *)({const}void *)at->{tensor.identifier}"
 

@@ -10,11 +10,13 @@ smaller elements, or by counting bytes.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 
 from graphc.artifact import Footprint
 from graphc.backends import plan as planner
 from graphc.backends.emit_c import Unit
 from graphc.backends.emit_weights import lay_out
+from graphc.backends.patches import Patched
 from graphc.backends.plan import MemoryPlan
 from graphc.backends.program import Buffer, Program
 from graphc.backends.targets import Target
@@ -24,14 +26,27 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 """Element types that quantization replaces."""
 
 
-def check_memory(program: Program, plan: MemoryPlan, target: Target) -> None:
-    """Before code is generated: raise BudgetError where arena or weights are larger than the board's memory."""
+def missing_ram(program: Program, plan: MemoryPlan, target: Target) -> int:
+    """Bytes by which the arena is larger than the memory it goes to, negative where it fits."""
+    assert target.board is not None
+    return _unit(program, plan, target).arena_bytes - target.board.ram[0].bytes
+
+
+def _unit(program: Program, plan: MemoryPlan, target: Target) -> Unit:
+    return Unit(program, plan, lay_out(program, plan), target, {}, {}, "")
+
+
+def check_memory(program: Program, plan: MemoryPlan, target: Target, helpful: Patched | None = None) -> None:
+    """Before code is generated: raise BudgetError where arena or weights are larger than the board's memory.
+
+    `helpful`: patches that would lower the arena, but not far enough.
+    """
     board = target.board
     if board is None:
         return
-    unit = Unit(program, plan, lay_out(program, plan), target, {}, {}, "")
+    unit = _unit(program, plan, target)
     if unit.arena_bytes > board.ram[0].bytes:
-        saving = _arena_savings(unit.program, unit.plan)
+        saving = chain(_patch_savings(helpful), _arena_savings(unit.program, unit.plan))
         raise _too_big(unit, "RAM", board.ram[0].bytes, f"the arena takes {unit.arena_bytes}", unit.arena_bytes, saving)
     if board.flash is not None and unit.weights.bytes > board.flash.bytes:
         took = f"the weights take {unit.weights.bytes}"
@@ -59,6 +74,12 @@ def _too_big(unit: Unit, kind: str, there: int, took: str, needed: int, savings:
     problem = f"{needed - there} bytes of {kind} are missing: {took} bytes of {there}{peak}."
     remedies = "; ".join(savings) or "use a board with more, or a smaller model"
     return BudgetError(f"model '{unit.program.name}' on {board.name}", problem, f"To save: {remedies}.")
+
+
+def _patch_savings(helpful: Patched | None) -> Iterator[str]:
+    if helpful is not None:
+        saved, more = helpful.bytes[0] - helpful.bytes[1], helpful.macs[1] / max(1, helpful.macs[0]) - 1
+        yield f"`patches: {helpful.count}` for the target ({saved} bytes, {more:.0%} more products)"
 
 
 def _arena_savings(program: Program, before: MemoryPlan) -> Iterator[str]:

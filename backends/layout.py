@@ -386,3 +386,6 @@ RULES: dict[str, Rule] = {
     "Pad": _pad,
     "Transpose": _transpose,
 }
+
+POINTWISE = frozenset(op for op, rule in RULES.items() if rule in (_elementwise, _first_operand))
+"""Operators whose every element depends on those at its place alone, and on parameters."""

@@ -14,14 +14,16 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
+from graphc.artifact import Patches
 from graphc.backends.anchor import products
 from graphc.backends.choices import NO_CHOICES, Choices
 from graphc.backends.halve import halved
 from graphc.backends.layout import channels_last
 from graphc.backends.narrow import narrowed
 from graphc.backends.objects import task_count, tir_json
+from graphc.backends.patches import patched
 from graphc.backends.program import Buffer, Call, Kernel, Program, Role
-from graphc.backends.relax_module import ALIAS, MARK, relax_module
+from graphc.backends.relax_module import ALIAS, MARK, PART, WHOLE, relax_module
 from graphc.backends.schedule import scheduled
 from graphc.backends.stages import Stage, stages
 from graphc.backends.targets import Target
@@ -42,10 +44,22 @@ def lower(graph: Graph, target: Target, note: Note = lambda _: None, choices: Ch
     Raises UnsupportedError naming the node that no kernel exists for, InputError where a shape is open.
     """
     _require_static(graph)
-    laid_out = narrowed(halved(channels_last(widened(graph)), target), target)
+    laid_out, patches = _in_patches(narrowed(halved(channels_last(widened(graph)), target), target), target)
     module, constants, decisions = relax_module(laid_out, target, note, choices)
     module, marks = fused(module)
-    return replace(_Assembly(laid_out, target, constants, marks, note).program(module), decisions=decisions)
+    program = _Assembly(laid_out, target, constants, marks, note).program(module)
+    return replace(program, decisions=decisions, patches=patches)
+
+
+def _in_patches(graph: Graph, target: Target) -> tuple[Graph, Patches | None]:
+    """The graph as `target.patches` wants it, and what that makes of it."""
+    if target.patches < 2:
+        return graph, None
+    found = patched(graph, target.patches, target.alignment)
+    if found is None:
+        problem = f"no part of it takes less memory in {target.patches} patches."
+        raise UnsupportedError(f"model '{graph.name}'", problem, "Leave `patches` out, or ask for another number.")
+    return found.graph, Patches(found.nodes, found.count, *found.macs)
 
 
 def _require_static(graph: Graph) -> None:
@@ -153,6 +167,7 @@ class _Assembly:
     symbols: dict[Any, str] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, tuple[str, int]] = field(default_factory=dict)
     values: dict[Any, Any] = field(default_factory=dict)
     staged: dict[str, list[Stage]] = field(default_factory=dict)
     shares: list[Share] = field(default_factory=list)
@@ -175,6 +190,7 @@ class _Assembly:
         for binding in bindings:
             self._bind(module, binding, outputs)
         used = {name for call in self.calls for name in call.arguments} | set(self.aliases.values())
+        used |= {whole for whole, _ in self.parts.values()}
         buffers = {n: b for n, b in self.buffers.items() if b.role != "constant" or n in used}
         constants = {n: a for n, a in self.constants.items() if n in used}
         program = Program(
@@ -186,6 +202,7 @@ class _Assembly:
             self.graph.outputs,
             constants,
             self.aliases,
+            parts=self.parts,
         )
         return with_work(program, self.graph, self.shares)
 
@@ -264,11 +281,28 @@ class _Assembly:
         if callee.name_hint.startswith(ALIAS):
             self.aliases[results[0]] = sources[0]
             return
+        if callee.name_hint.startswith(PART):
+            node = self.graph.nodes[indices[0]]
+            row = self.buffers[sources[0]].bytes // self.buffers[sources[0]].shape[1]
+            self.parts[results[0]] = (sources[0], row * node.get_int("first", 0))
+            return
+        if callee.name_hint.startswith(WHOLE):
+            self._whole(sources, results[0])
+            return
         if callee.name_hint not in self.staged:
             self.note(", ".join(nodes) or callee.name_hint)
             self.staged[callee.name_hint] = stages(scheduled(module[callee], self.target))
             self.products[callee.name_hint] = products(module[callee])
         self._stages(callee.name_hint, [*sources, *results], nodes)
+
+    def _whole(self, sources: list[str], result: str) -> None:
+        """Buffers that were written become parts of one, in order."""
+        start = 0
+        for name in sources:
+            while name in self.aliases:
+                name = self.aliases[name]  # noqa: PLW2901 (what the view is of)
+            self.parts[name] = (result, start)
+            start += self.buffers[name].bytes
 
     def _stages(self, name: str, arguments: list[str], nodes: tuple[str, ...]) -> None:
         """Calls of a fused function's stages, with a buffer of the plan for each one that crosses them."""

@@ -7,7 +7,7 @@ otherwise: a microcontroller has one memory, and an input that is dead makes roo
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
@@ -20,11 +20,12 @@ from graphc.errors import InternalError
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a buffer is: `at` bytes into the arena, at the caller's pointer to input or output number `at`, or at the
-    constant `name`. `name` is the buffer that owns the bytes."""
+    constant `name`; `offset` bytes behind that where it is a part. `name` is the buffer that owns the bytes."""
 
     space: Literal["arena", "input", "output", "constant"]
     at: int
     name: str
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +79,26 @@ def roots(program: Program) -> Mapping[str, str]:
     found = {}
     for name in {**program.buffers, **program.aliases}:
         root, seen = name, {name}
-        while root in program.aliases:
-            root = program.aliases[root]
+        while (above := _above(program, root)) is not None:
+            root = above
             if root in seen:
                 raise InternalError(f"program '{program.name}'", f"'{name}' is a view of itself.")
             seen.add(root)
         found[name] = root
+    return found
+
+
+def _above(program: Program, name: str) -> str | None:
+    """The buffer that a view or a part lies in."""
+    return program.aliases.get(name) or program.parts.get(name, (None, 0))[0]
+
+
+def offset_of(program: Program, name: str) -> int:
+    """Bytes from the start of the buffer that owns its memory to a buffer, view or part."""
+    found, at = 0, name
+    while (above := _above(program, at)) is not None:
+        found += program.parts[at][1] if at not in program.aliases else 0
+        at = above
     return found
 
 
@@ -95,11 +110,7 @@ def check(program: Program) -> None:
 
 def _problems(program: Program) -> Iterator[tuple[str, str]]:
     root = roots(program)
-    for name, owner in root.items():
-        if owner not in program.buffers:
-            yield name, f"is a view of '{owner}', which is no buffer"
-        elif name in program.buffers and program.buffers[name].bytes != program.buffers[owner].bytes:
-            yield name, f"is a view of '{owner}' with another number of bytes"
+    yield from _view_problems(program, root)
     for name in program.constants:
         if name not in program.buffers:
             yield name, "is a constant without a buffer"
@@ -117,6 +128,18 @@ def _problems(program: Program) -> Iterator[tuple[str, str]]:
     for name in program.outputs:
         if root[name] not in filled:
             yield name, "is an output that no call writes"
+
+
+def _view_problems(program: Program, root: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    sizes = {name: buffer.bytes for name, buffer in program.buffers.items()}
+    for name, owner in root.items():
+        if owner not in sizes:
+            yield name, f"is a view of '{owner}', which is no buffer"
+        elif name not in program.parts and name in sizes and sizes[name] != sizes[program.aliases.get(name, name)]:
+            yield name, f"is a view of '{program.aliases[name]}' with another number of bytes"
+    for name, (whole, offset) in program.parts.items():
+        if not 0 <= offset <= sizes[whole] - sizes[name]:
+            yield name, f"is no part of '{whole}'"
 
 
 def _call_problems(
@@ -191,6 +214,8 @@ class _Layout:
         for position, call in enumerate(self.calls):
             taken = set()
             for written, read in call.in_place.items():
+                if written in self.program.parts or read in self.program.parts:
+                    continue
                 new, old = self.roots[written], self.roots[read]
                 written_too = old in {self.roots[name] for name in call.writes}
                 if old not in taken and not written_too and self._may_take_over(new, old, position):
@@ -233,7 +258,11 @@ class _Layout:
             found = {index: offset[self.owner[root]] for root, index in self.outputs.items()}
             found |= dict(zip(self.copied, offsets[len(inside) :], strict=True))
             outputs = [found[index] for index in range(len(outputs))]
-        places = {name: self._place(root, where) for name, root in self.roots.items() if self._is_placed(root)}
+        places = {
+            name: replace(self._place(root, where), offset=offset_of(self.program, name))
+            for name, root in self.roots.items()
+            if self._is_placed(root)
+        }
         return MemoryPlan(self.calls, copies, places, size, bound, peak, self.alignment, tuple(inputs), tuple(outputs))
 
     def _caller(self, group: list[str]) -> list[Place]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from graphc.artifact import Decision, Prepared, Work
+from graphc.artifact import Decision, Patches, Prepared, Work
 from graphc.ir.graph import Array, bits_of
 
 ALIGNMENT = 64
@@ -90,6 +90,7 @@ class CodedConstant:
 @dataclass(frozen=True, slots=True)
 class Program:
     """Everything that emission needs. `aliases` are views: name -> the buffer whose bytes it shares (a reshape).
+    `parts` are runs of bytes in larger buffers: name -> that one, and at which byte (see `graphc.backends.patches`).
 
     `setup` are calls that init makes once; what they write and a call reads stays for all runs.
     """
@@ -106,3 +107,5 @@ class Program:
     setup: tuple[Call, ...] = ()
     prepared: tuple[Prepared, ...] = ()
     coded: tuple[CodedConstant, ...] = ()
+    parts: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    patches: Patches | None = None

@@ -9,7 +9,7 @@ a multiply that feeds an add, which LLVM may contract to one rounding where ther
 from typing import Any
 
 import numpy as np
-from tvm import tirx
+from tvm import te, tirx
 
 from graphc.backends.targets import Target
 
@@ -55,6 +55,7 @@ def stored(
 
     `span` is the least and the largest stored value; `small`: the scales are `bounded`.
     """
+    sums = sums.asobject() if isinstance(sums, te.TensorSlice) else sums  # what has a type
     scaled = sums.astype("float32") * scale
     low, high = (each - zero_point for each in span)
     if target.has("mve_float"):

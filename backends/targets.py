@@ -61,6 +61,8 @@ class Target:
     """How constants are stored: as kernels read them, or entropy-coded (`graphc.backends.coded_weights`)."""
     emit: Literal["objects", "c"] = "objects"
     """Whether kernels are compiled here, or written as C99 that any compiler takes."""
+    patches: int = 0
+    """In how many patches the first layers are computed: 0: as many as it takes to fit (`graphc.backends.patches`)."""
     board: Board | None = None
     """The board it is part of, where the spec names one."""
     compiler: str = ""
@@ -74,6 +76,11 @@ class Target:
     def has(self, instruction: str) -> bool:
         """Whether schedules may use `instruction`."""
         return instruction in self.instructions
+
+    @property
+    def alignment(self) -> int:
+        """Of buffers where memory is scarce, in bytes: a vector, and what the runtime's state holds."""
+        return max(8, self.vector_bits // 8)
 
     def lanes(self, bits: int) -> int:
         """How many elements of `bits` bits one vector register holds."""
@@ -134,8 +141,11 @@ def resolve(entry: Mapping[str, Any]) -> Target:
         raise UnsupportedError("targets", f"expected a cpu, board or gpu, got {dict(entry)}.", "Write {cpu: native}.")
     if entry.get("emit") == "c":
         target = _as_c(target)
-    changed = {name: entry.get(name) for name in ("winograd", "arithmetic", "compiler", "weights")}
+    changed = {name: entry.get(name) for name in ("winograd", "arithmetic", "compiler", "weights", "patches")}
     target = replace(target, **{name: value for name, value in changed.items() if value is not None})
+    if target.patches and target.system:
+        problem = "`patches` is for memory of a microcontroller; this target has an operating system."
+        raise UnsupportedError(f"target {target.id}", problem, "Leave `patches` out.")
     if target.arithmetic == "bf16" and not target.has("amx_bf16"):
         problem = "it has no matrix tiles of bfloat16 (amx_bf16), so `arithmetic: bf16` is not for it."
         remedy = "Leave that out: weights stored as bfloat16 are widened to float32 by every target."

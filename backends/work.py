@@ -69,6 +69,7 @@ def _bytes(program: Program, call: Call, picks: bool) -> tuple[int, int]:
 
 
 def _root(program: Program, name: str) -> str:
+    """What owns a buffer's bytes; a part counts as itself: no more of it is touched."""
     while name in program.aliases:
         name = program.aliases[name]
     return name

@@ -40,6 +40,17 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Patches:
+    """Layers that are computed in `count` patches, one after another, to need less memory at once; `macs` of the whole
+    model without and with what is computed twice for it."""
+
+    nodes: tuple[str, ...]
+    count: int
+    macs_before: int
+    macs: int
+
+
+@dataclass(frozen=True, slots=True)
 class Arena:
     """Memory that one caller provides. `lower_bound` is the largest set of bytes alive at once, at `peak`'s nodes;
     `state` bytes at its start belong to the runtime."""
@@ -49,6 +60,7 @@ class Arena:
     state: int
     lower_bound: int
     peak: tuple[str, ...]
+    patches: Patches | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,9 @@ def _show_artifact(manifest: Manifest, as_json: bool) -> None:
     line_out(
         f"  arena   {size(arena.bytes)} (lower bound {size(arena.lower_bound)}, at {', '.join(arena.peak) or 'none'})"
     )
+    if (patches := arena.patches) is not None:
+        twice = f"{patches.macs / patches.macs_before - 1:.1%} more products"
+        line_out(f"  patches {patches.count}, of {patches.nodes[0]} to {patches.nodes[-1]}: {twice}")
     line_out()
     rows = [
         (str(i), step.kernel or "copy", ", ".join(step.nodes), str(step.tasks)) for i, step in enumerate(manifest.steps)

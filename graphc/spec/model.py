@@ -195,6 +195,11 @@ Emit: TypeAlias = Literal["objects", "c"]
 """`objects`: machine code. `c`: portable C99 as well, one thread, for whatever compiler (a target `<id>-c`)."""
 
 
+Patches: TypeAlias = Annotated[int, Field(ge=1, le=64)]
+"""In how many patches, one after another, the first layers of high resolution are computed without an operating system:
+less RAM at the peak, the same bits, some products twice. 1: never; absent: as few as it takes to fit the board."""
+
+
 class Cpu(Section):
     """A processor by its id: this machine (`native`), or one that `graphc targets` lists.
 
@@ -219,6 +224,7 @@ class Cpu(Section):
     arithmetic: Arithmetic = "float32"
     compiler: Compiler | None = None
     emit: Emit = "objects"
+    patches: Patches | None = None
     tune: Literal["quick", "thorough"] | None = None
     tuning: Path = Path("tuning.json")
 
@@ -280,6 +286,7 @@ class Board(Section):
     arithmetic: Arithmetic = "float32"
     compiler: Compiler | None = None
     emit: Emit = "objects"
+    patches: Patches | None = None
 
     @property
     def id(self) -> str:
