@@ -294,5 +294,5 @@ def _in_c_library(name: str, target: Target) -> bool:
     those of `freestanding`.
     """
     helper = target.triple.startswith(("armv7", "thumb")) and name.startswith("__aeabi_")
-    brought = not target.hosted and name in {rounding.PRODUCT, *freestanding.DIVISIONS}
+    brought = not target.hosted and name in {rounding.PRODUCT, *freestanding.ARITHMETIC}
     return helper or brought or name in _C_LIBRARY or name.removesuffix("f") in _C_LIBRARY
