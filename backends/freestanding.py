@@ -17,13 +17,8 @@ SOURCE = "runtime_freestanding.c"
 _MEMORY = frozenset({"memcpy", "memset"})
 _HALVES = frozenset({"__gnu_h2f_ieee", "__gnu_f2h_ieee"})
 """float16 from and to float32, in libgcc and compiler-rt."""
-ARITHMETIC = frozenset(
-    {"__divsi3", "__modsi3", "__udivsi3", "__umodsi3"}
-    | {f"__{name}sf3" for name in ("add", "sub", "mul", "div")}
-    | {f"__{name}sf2" for name in ("eq", "ne", "lt", "le", "gt", "ge", "unord")}
-    | {"__floatsisf", "__floatunsisf", "__fixsfsi", "__fixunssfsi"}
-)
-"""Of 32-bit integers, and of float32 where there is no unit for it, in both as well."""
+DIVISIONS = frozenset({"__divsi3", "__modsi3", "__udivsi3", "__umodsi3"})
+"""Of 32-bit integers, in both as well."""
 
 
 def own_functions() -> frozenset[str]:
@@ -62,4 +57,4 @@ def refuse(call: Call, foreign: Sequence[str]) -> None:
 
 def _is_builtin(name: str) -> bool:
     """Whether every compiler for Arm brings it (Run-time ABI for the Arm Architecture: `__aeabi_...`)."""
-    return name in _MEMORY or name in _HALVES or name in ARITHMETIC or name.startswith("__aeabi_")
+    return name in _MEMORY or name in _HALVES or name in DIVISIONS or name.startswith("__aeabi_")

@@ -17,7 +17,7 @@ import tvm
 from tvm import s_tir, tirx
 from tvm_ffi.serialization import from_json_graph_str
 
-from graphc.backends import freestanding, rounding, vector_math
+from graphc.backends import freestanding, vector_math
 from graphc.backends.elf import undefined_symbols, without_debug
 from graphc.backends.targets import Target, llvm_target
 from graphc.errors import InternalError
@@ -294,5 +294,5 @@ def _in_c_library(name: str, target: Target) -> bool:
     those of `freestanding`.
     """
     helper = target.triple.startswith(("armv7", "thumb")) and name.startswith("__aeabi_")
-    brought = not target.hosted and name in {rounding.PRODUCT, *freestanding.ARITHMETIC}
+    brought = not target.hosted and name in freestanding.own_functions() | freestanding.DIVISIONS
     return helper or brought or name in _C_LIBRARY or name.removesuffix("f") in _C_LIBRARY

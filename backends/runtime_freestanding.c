@@ -198,6 +198,47 @@ OWN int32_t graphc_rounded_product(int32_t sum, int32_t scale)
 }
 #endif
 
+/* float32 where there is no unit for it, by the names that LLVM calls: a compiler knows its own library's. */
+#ifdef NEED___addsf3
+OWN float __addsf3(float x, float y);
+OWN float __addsf3(float x, float y) { return x + y; }
+#endif
+
+#ifdef NEED___subsf3
+OWN float __subsf3(float x, float y);
+OWN float __subsf3(float x, float y) { return x - y; }
+#endif
+
+#ifdef NEED___mulsf3
+OWN float __mulsf3(float x, float y);
+OWN float __mulsf3(float x, float y) { return x * y; }
+#endif
+
+#ifdef NEED___divsf3
+OWN float __divsf3(float x, float y);
+OWN float __divsf3(float x, float y) { return x / y; }
+#endif
+
+#ifdef NEED___floatsisf
+OWN float __floatsisf(int32_t x);
+OWN float __floatsisf(int32_t x) { return (float)x; }
+#endif
+
+#ifdef NEED___floatunsisf
+OWN float __floatunsisf(uint32_t x);
+OWN float __floatunsisf(uint32_t x) { return (float)x; }
+#endif
+
+#ifdef NEED___fixsfsi
+OWN int32_t __fixsfsi(float x);
+OWN int32_t __fixsfsi(float x) { return (int32_t)x; }
+#endif
+
+#ifdef NEED___fixunssfsi
+OWN uint32_t __fixunssfsi(float x);
+OWN uint32_t __fixunssfsi(float x) { return (uint32_t)x; }
+#endif
+
 #ifdef NEED_memmove
 OWN void *memmove(void *to, const void *from, size_t count);
 OWN void *memmove(void *to, const void *from, size_t count)

@@ -107,3 +107,12 @@ def test_a_call_of_a_c_library_is_refused_by_name(tmp_path: Path) -> None:
     assert freestanding.needed([calls["good"]], objects) == ["nearbyintf"]
     with pytest.raises(UnsupportedError, match=r"node of bad: its code needs powf .*kernel bad"):
         freestanding.needed(calls.values(), objects)
+
+
+@pytest.mark.parametrize("name", ["add", "sub", "mul", "div"])
+def test_arithmetic_goes_by_the_names_that_kernels_call(name: str, library: ctypes.CDLL) -> None:
+    function = getattr(library, f"own___{name}sf3")
+    function.argtypes, function.restype = [ctypes.c_float, ctypes.c_float], ctypes.c_float
+    numbers = np.random.default_rng(0).standard_normal((200, 2)).astype(np.float32)
+    operation = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}[name]
+    assert [function(float(x), float(y)) for x, y in numbers] == [float(operation(x, y)) for x, y in numbers]

@@ -1,10 +1,12 @@
 """The MLPerf Tiny models without an operating system: memory, instructions, and every bit against the x86 artifact.
 
     python -m tests.bench.arm_bare [--board mps2-an386 ...] [--model kws ...] [--samples 100] [--layers FILE]
+    python -m tests.bench.arm_bare --accuracy [--model kws ic]
 
 Each model is built as the reference int8 file is given, and from its float file by graphc's `quantize` with
 `io: int8`; both for this machine and for the boards. The same samples run on both; the exit code is the number of
-rows that differ or exceed a limit. `--layers` writes the instructions of each call of each build.
+rows that differ or exceed a limit. `--layers` writes the instructions of each call of each build. `--accuracy` runs all
+labelled data on this machine's artifact, whose bits the boards' are.
 """
 
 import argparse
@@ -31,21 +33,24 @@ KIB = 1024
 
 @dataclass(frozen=True)
 class Limits:
-    """`task` prepares the float model's rows; bytes of the reference TFLite file and of RAM are what must not be
-    exceeded, by more than `CODE` of flash."""
+    """`task` prepares the float model's rows, and `grid` is the scale and zero point of the int8 file's input; bytes of
+    the reference TFLite file and of RAM are what must not be exceeded, by more than `CODE` of flash."""
 
     files: tuple[str, str]
     task: str
     tflite: int
     ram: int
+    grid: tuple[float, int]
 
 
 CODE = 40 * KIB
 MODEL_LIMITS: Mapping[str, Limits] = {
-    "ic": Limits(("ic_resnet8_int8_qdq", "ic_resnet8_float"), "resnet8", 98_496, 52 * KIB),
-    "kws": Limits(("kws_dscnn_int8_qdq", "kws_dscnn_float"), "kws_dscnn", 53_936, 20 * KIB),
-    "vww": Limits(("vww_mobilenet025_int8_qdq", "vww_mobilenet025_float"), "vww", 333_288, 64 * KIB),
-    "ad": Limits(("ad_autoencoder_int8_qdq", "ad_autoencoder_float"), "autoencoder", 276_976, 5 * KIB),
+    "ic": Limits(("ic_resnet8_int8_qdq", "ic_resnet8_float"), "resnet8", 98_496, 52 * KIB, (1.0, -128)),
+    "kws": Limits(("kws_dscnn_int8_qdq", "kws_dscnn_float"), "kws_dscnn", 53_936, 20 * KIB, (0.5847029089927673, 83)),
+    "vww": Limits(("vww_mobilenet025_int8_qdq", "vww_mobilenet025_float"), "vww", 333_288, 64 * KIB, (1 / 255, -128)),
+    "ad": Limits(
+        ("ad_autoencoder_int8_qdq", "ad_autoencoder_float"), "autoencoder", 276_976, 5 * KIB, (0.3910152316, 89)
+    ),
 }
 
 
@@ -69,12 +74,13 @@ def spec(name: str, data: Path, folder: Path, boards: tuple[str, ...], calibrati
     return found
 
 
-def stored(tensor: Tensor, rows: Array) -> Array:
-    """Rows of real values as the artifact takes them."""
-    grid = tensor.quantization
-    if grid is None or tensor.dtype != "int8":
+def stored(tensor: Tensor, rows: Array, grid: tuple[float, int]) -> Array:
+    """Rows of real values as the artifact takes them; `grid` is that of an int8 input that says nothing itself."""
+    if tensor.dtype != "int8":
         return rows.astype(tensor.dtype)
-    return np.clip(np.rint(rows / np.float32(grid.scale)) + grid.zero_point, -128, 127).astype(np.int8)
+    own = tensor.quantization
+    scale, zero_point = (own.scale, own.zero_point) if own else grid
+    return np.clip(np.rint(rows / np.float32(scale)) + zero_point, -128, 127).astype(np.int8)
 
 
 def rows(
@@ -85,7 +91,7 @@ def rows(
     quantized = name.endswith("_float")
     built = graphc.compile(None, spec(name, data, folder, boards, task.calibration if quantized else None), out=folder)
     with built.open("native") as native:
-        inputs = stored(native.inputs[0], task.test[:samples]).reshape(-1, *native.inputs[0].shape)
+        inputs = stored(native.inputs[0], task.test[:samples], limits.grid).reshape(-1, *native.inputs[0].shape)
         expected = [native(given) for given in inputs]
     for board in boards:
         manifest = read(built.artifact(board))
@@ -111,6 +117,18 @@ def rows(
         }
 
 
+def accuracy(name: str, limits: Limits, folder: Path, data: Path) -> tuple[float, int]:
+    """(top-1 accuracy in percent, labelled samples) of this machine's artifact, in the boards' arithmetic."""
+    task = TASKS[limits.task].rows(data)
+    assert task.labels is not None
+    calibration = task.calibration if name.endswith("_float") else None
+    built = graphc.compile(None, spec(name, data, folder, (), calibration), out=folder)
+    with built.open("native") as native:
+        inputs = stored(native.inputs[0], task.test, limits.grid).reshape(-1, *native.inputs[0].shape)
+        answers = np.array([np.argmax(native(given)) for given in inputs])
+    return 100 * float(np.mean(answers == task.labels.ravel())), len(inputs)
+
+
 def line(row: Mapping[str, Any]) -> tuple[bool, str]:
     """(whether everything holds, the row of the table)."""
     holds = row["same"] == row["samples"] and row["flash"] <= row["flash_limit"] and row["ram"] <= row["ram_limit"]
@@ -126,8 +144,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--model", nargs="*", default=list(MODEL_LIMITS), choices=list(MODEL_LIMITS))
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--layers", type=Path)
+    parser.add_argument("--accuracy", action="store_true")
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
     given = parser.parse_args(arguments)
+    if given.accuracy:
+        for name in (name for key in given.model for name in MODEL_LIMITS[key].files):
+            with TemporaryDirectory() as folder:
+                top1, count = accuracy(name, MODEL_LIMITS[name.partition("_")[0]], Path(folder), given.shared)
+            print(f"| {name} | {top1:.2f} | {count:,} |", flush=True)
+        return 0
     print("| model | board | equal to x86 | flash (limit) | RAM (limit) | live set | stack (seen) | instructions | |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     failed, layers = 0, []
