@@ -9,10 +9,10 @@
   where that does not divide), or one for all. fp16 and bf16 store them as narrower floats.
 - Biases are int32 in steps of input scale * weight scale, so that they add to the integer sums.
 - Activations are integers of `activations`; `calibrate` says how their ranges come from data, or that they are found at
-  run time (quantize_dynamic.py). int16 keeps what 8 bits round away, for twice the memory traffic; functions that are
-  tables of 8 bits are computed in floating point there. A pair stands on every value between two units of integer work,
-  none inside one: an operator and its Relu or Clip, a MatMul and the Add of its bias, a chain of elementwise functions
-  of one value. Data movement keeps the grid of what it moves.
+  run time (quantize_dynamic.py). int16 keeps what 8 bits round away, for twice the memory traffic, and reaches twice as
+  far as the values seen; functions that are tables of 8 bits are computed in floating point there. A pair stands on
+  every value between two units of integer work, none inside one: an operator and its Relu or Clip, a MatMul and the
+  Add of its bias, a chain of elementwise functions of one value. Data movement keeps the grid of what it moves.
 - `weights` without `activations` gives decoders for the weights alone, and so do groups and narrower floats, whose sums
   are not integers. `io` makes the model's own inputs and outputs integers; their scales are on the DequantizeLinear
   (QuantizeLinear) beside them.
@@ -45,7 +45,7 @@ from graphc.passes.quantize_operators import weight_position
 from graphc.passes.quantize_plan import FLOAT32, Plan, plan
 from graphc.passes.quantize_pruned import masked
 from graphc.passes.quantize_ranges import Method
-from graphc.passes.quantize_rounder import Rounder
+from graphc.passes.quantize_rounder import Memory, Rounder
 from graphc.passes.quantize_rounding import Rounding, WeightRange
 from graphc.passes.quantize_schemes import FORMATS, Scheme
 from graphc.passes.quantize_sums import overflowing
@@ -63,8 +63,9 @@ def _slower(graph: Graph, decided: Plan, context: Context, decoded: bool) -> dic
     return {**found, **{node: reason for node, reason in alone if reason}}
 
 
-def _tried(step: "Quantize", graph: Graph, context: Context, way: Way) -> Graph:
-    return step.model_copy(update=way).apply(graph, Context(context.statistics, slower=context.slower))
+def _tried(step: "Quantize", graph: Graph, context: Context, memory: Memory, way: Way) -> Graph:
+    tried = step.model_copy(update=way)
+    return tried.written(densified(graph), Context(context.statistics, slower=context.slower), memory)
 
 
 class Quantize(Pass):
@@ -181,7 +182,11 @@ class Quantize(Pass):
     def _apply(self, graph: Graph, context: Context) -> Graph:
         if self._is_open:
             step, statistics = self.resolved(graph, context.statistics, context.slower)
-            return step._apply(graph, replace(context, statistics=statistics))
+            return step.written(graph, replace(context, statistics=statistics), {})
+        return self.written(graph, context, {})
+
+    def written(self, graph: Graph, context: Context, memory: Memory) -> Graph:
+        """A dense graph quantized as the options say, none of them `best`."""
         options, borders = self.options(graph), self._borders(graph)
         grids = Grids(graph, self, options, context.statistics)
         decided = plan(graph, options, borders)
@@ -194,7 +199,7 @@ class Quantize(Pass):
         for node in graph.nodes:
             if node in decided.skipped:
                 context.skip(node, decided.skipped[node])
-        rounder = Rounder(graph, options, context)
+        rounder = Rounder(graph, options, context, memory)
         return write(graph, decided, options, grids.of(decided, self.io, borders, context.progress), borders, rounder)
 
     def resolved(self, graph: Graph, statistics: Statistics, slower: Slower = never) -> tuple[Self, Statistics]:
@@ -213,7 +218,7 @@ class Quantize(Pass):
         inner = self.model_copy(update={"io": "float"})
         ranges = RANGES if self.calibrate == BEST else ({},)
         ways = [{**one, **two} for two in (ROUNDINGS if self.rounding == BEST else ({},)) for one in ranges]
-        return self.model_copy(update=trials.best(ways, partial(_tried, inner, graph, context))), known
+        return self.model_copy(update=trials.best(ways, partial(_tried, inner, graph, context, {}))), known
 
     @property
     def _is_open(self) -> bool:

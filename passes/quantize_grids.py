@@ -15,6 +15,9 @@ from graphc.passes.quantize_plan import Plan, Share, data_operands
 from graphc.passes.quantize_ranges import STATISTICS, Choice, Method, Span, choose
 from graphc.passes.quantize_schemes import FORMATS, Format, Parameters
 
+WIDE, HEADROOM = "int16", 2.0
+"""16 bits have one to spare for values that calibration did not meet: saturating them costs far more than steps of
+twice the size."""
 LARGEST_SPREAD = 16
 """An operand whose range is this many times smaller than another's would keep 4 of 8 bits on the grid of both."""
 
@@ -71,7 +74,8 @@ class Grids:
     def _grid(self, share: Share, form: Format, own: Options, makers: Mapping[str, Node]) -> Parameters:
         if share.probability:
             return schemes.unit_interval(form)
-        low, high = self._span(share, form.name, makers)
+        room = HEADROOM if form.name == WIDE else 1.0
+        low, high = (room * end for end in self._span(share, form.name, makers))
         return schemes.affine(low, high, form, _symmetric(own, form), f"value '{share.roots[0]}'")
 
     def crushed(self, plan: Plan) -> dict[Node, str]:
@@ -194,4 +198,4 @@ def _method(own: Options) -> Method:
 
 def _symmetric(own: Options, form: Format) -> bool:
     """Zero is in the middle of int16 always: 16 bits have room, and sums of products stay half as large."""
-    return own.symmetric or form.name == "int16"
+    return own.symmetric or form.name == WIDE

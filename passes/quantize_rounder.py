@@ -9,7 +9,10 @@ from graphc.ir.graph import Graph, Node
 from graphc.passes.layers import Layer, layer_of
 from graphc.passes.protocol import Context
 from graphc.passes.quantize_rounding import Doubles, Method, Rounding, WeightRange
-from graphc.passes.quantize_schemes import Integers, Parameters, Scheme
+from graphc.passes.quantize_schemes import Integers, Parameters, Scheme, weight_parameters
+
+Memory = dict[tuple[Node, Method, Scheme, bytes], tuple[Integers, Parameters]]
+"""What rounding by statistics came to, by all that decides it but the statistics."""
 
 
 class Options(Protocol):
@@ -24,10 +27,13 @@ class Options(Protocol):
 
 
 class Rounder:
-    """One graph's weights. Layers whose input is not known as rows are rounded to nearest, and the report says so."""
+    """One graph's weights. Layers whose input is not known as rows are rounded to nearest, and the report says so.
 
-    def __init__(self, graph: Graph, options: Mapping[Node, Options], context: Context) -> None:
-        self._graph, self._options, self._context = graph, options, context
+    Rounders of one graph and the same statistics may share a `memory`: ways to find ranges leave most weights alike.
+    """
+
+    def __init__(self, graph: Graph, options: Mapping[Node, Options], context: Context, memory: Memory) -> None:
+        self._graph, self._options, self._context, self._memory = graph, options, context, memory
         self._done = 0
 
     def rounded(self, node: Node, rows: Doubles, scheme: Scheme, least: Doubles | float) -> tuple[Integers, Parameters]:
@@ -41,7 +47,14 @@ class Rounder:
             gram = self._context.statistics[layer.gram]["gram"].astype(np.float64)
             self._context.progress(node.name, self._done / len(self._graph.nodes))
         self._done += 1
-        return method.apply(rows, scheme, least, gram)
+        if gram is None:
+            return method.apply(rows, scheme, least)
+        full = method.weight_range == "minmax"  # other ranges meet `least` on their way down
+        start = weight_parameters(rows, scheme, least).scale if full else np.asarray(least)
+        key = node, method, scheme, start.tobytes()
+        if key not in self._memory:
+            self._memory[key] = method.apply(rows, scheme, least, gram)
+        return self._memory[key]
 
     def drift(self, node: Node, change: Doubles) -> Doubles | None:
         """The mean of each channel's results that `change` [channels, depth] of the weights makes; None: not asked.

@@ -50,7 +50,8 @@ GRAPHC: Mapping[str, list[Mapping[str, Any]]] = {
     "int4 adaround": [{**FOUR_BITS, "weight_range": "output", "rounding": "adaround"}],
     "int4 awq": [{"kind": "awq", "weights": "int4", "group": 32}, {**FOUR_BITS, "weight_range": "output"}],
 }
-"""What a spec says after `fold`. The first is the one that is compared; the others show what its options give."""
+"""What a spec says after `fold`. The first is the one that is compared; the others show what its options give. `bytes`
+of the figures are those of the artifact's constants."""
 USUAL = (FLOAT, "graphc", "graphc nearest", "graphc minmax", *PEERS)
 
 
@@ -81,23 +82,21 @@ class Bench:
 
     def figures(self, method: str, again: bool) -> Figures:
         """How good `method` is here: remembered, or measured on every test row."""
-        what = (
-            method,
-            sha256(self.rows.test.tobytes()).hexdigest(),
-            *([GRAPHC[method], VERSION] if method in GRAPHC else []),
-        )
+        own = [self._passes(method), VERSION] if method in GRAPHC else []
+        what = (method, sha256(self.rows.test.tobytes()).hexdigest(), *own)
         kept = KEPT / f"{self.name}-{sha256(repr(what).encode()).hexdigest()[:12]}.json"
         if kept.exists() and not again:
             found: dict[str, float] = json.loads(kept.read_text())
             return found
         try:
-            outputs = self._outputs(self._run(method))
+            run, more = self._run(method)
+            outputs = self._outputs(run)
         except PEER_FAILURES as error:
             if method not in PEERS:
                 raise
             print(f"{self.name}: {method} fails: {error}", file=sys.stderr)
             return {"failed": float("nan")}
-        figures = {**self.task.score(outputs, self._reference(outputs, method), self.rows)}
+        figures = {**self.task.score(outputs, self._reference(outputs, method), self.rows), **more}
         kept.write_text(json.dumps(figures))
         return figures
 
@@ -112,14 +111,21 @@ class Bench:
     def _outputs(self, run: Run) -> Array:
         return np.concatenate([np.asarray(run(row)).reshape(1, -1) for row in self.rows.test])
 
-    def _run(self, method: str) -> Run:
+    def _passes(self, method: str) -> list[Mapping[str, Any]]:
+        if method != "graphc":
+            return GRAPHC[method]
+        return [{**step, **self.task.options} for step in GRAPHC[method]]
+
+    def _run(self, method: str) -> tuple[Run, Figures]:
+        """What runs the model as `method` gives it, and what else is known of it."""
         if method in GRAPHC:
-            return with_graphc(self.model, method, GRAPHC[method])
+            run, stored = with_graphc(self.model, method, self._passes(method))
+            return run, {"bytes": stored}
         if method == FLOAT:
-            return of_onnx(self.model.path)
+            return of_onnx(self.model.path), {}
         if method == "nncf":
-            return with_nncf(self.model, nncf_environment(self.nncf))
-        return with_onnxruntime(self.model, method.split()[1])
+            return with_nncf(self.model, nncf_environment(self.nncf)), {}
+        return with_onnxruntime(self.model, method.split()[1]), {}
 
     def verdict(self, found: Mapping[str, Figures]) -> str:
         """Why graphc's first result is not good enough; empty where it is."""

@@ -56,8 +56,8 @@ def of_onnx(path: Path) -> Run:
     return run
 
 
-def with_graphc(model: Model, method: str, passes: Sequence[Mapping[str, Any]]) -> Run:
-    """The compiled artifact of these passes, on this machine."""
+def with_graphc(model: Model, method: str, passes: Sequence[Mapping[str, Any]]) -> tuple[Run, int]:
+    """The compiled artifact of these passes, on this machine; and the bytes of its constants."""
     data = model.folder / "calibration.npz"
     np.savez(data, **{model.name: model.calibration})  # type: ignore[arg-type]
     spec = {
@@ -69,7 +69,7 @@ def with_graphc(model: Model, method: str, passes: Sequence[Mapping[str, Any]]) 
     }
     build = graphc.compile(None, spec, out=model.folder / method.replace(" ", "_"))
     runner = build.open()
-    return lambda row: np.asarray(runner(row.reshape(model.shape)))
+    return lambda row: np.asarray(runner(row.reshape(model.shape))), runner.manifest.weights.bytes
 
 
 def with_onnxruntime(model: Model, method: str) -> Run:

@@ -309,6 +309,13 @@ def test_sixteen_bits_keep_what_eight_round_away_and_stay_integers() -> None:
     assert_close(weights_alone, after, 60)
 
 
+def test_sixteen_bits_reach_twice_as_far_as_the_values_seen() -> None:
+    before = conv_relu()
+    seen = max(np.abs(feed["x"]).max() for feed in feeds_of(before))
+    [(scale, zero)] = grids(quantized(before, activations="int16")[0], "x")
+    assert (zero, scale) == (0, pytest.approx(2 * seen / 32767, rel=1e-6))
+
+
 def test_functions_of_sixteen_bits_stay_float() -> None:
     before = model(
         "(float[2,8] x) => (float[2,5] y)",
