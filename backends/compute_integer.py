@@ -78,9 +78,17 @@ def _bias(state: Lowering, node: Node, channels: int) -> Array:
 
 
 def _scale(state: Lowering, node: Node, channels: int) -> Array:
-    """The scale per channel; a product that gives its sums has none, and reads no 1."""
+    """The scale per channel, or the one [1] that all share; a product that gives its sums has none, and reads no 1."""
     given = node.inputs[3]
-    return _per_channel(_constant(state, node, 3), channels) if given else np.ones(channels, np.float32)
+    if not given:
+        return np.ones(1, np.float32)
+    array = _constant(state, node, 3).reshape(-1)
+    return array[:1] if (array == array[0]).all() else _per_channel(array, channels)
+
+
+def _of(scale: te.Tensor, channel: Any) -> Any:
+    """The scale of a channel."""
+    return scale[channel if int(scale.shape[0]) > 1 else 0]
 
 
 def _constant(state: Lowering, node: Node, position: int) -> Array:
@@ -98,17 +106,18 @@ def _per_channel(array: Array, channels: int) -> Array:
 def conv(state: Lowering, node: Node) -> Sequence[Any]:
     """y = requantize(bias + sum (x - x_zp) * (w - w_zp))."""
     weights = _centered_weights(state, node, 4, 0)
-    wide = state.type(node.inputs[0]).bits > 8  # then the instruction takes 16-bit operands on either side
+    kind = state.type(node.inputs[0])
+    wide = kind.bits > 8  # then the instruction takes 16-bit operands on either side
     shape = compute_conv.convolution(state, node, np.dtype(np.int16) if wide else weights.dtype)
     dot = Dot.of(shape.dot)
-    weights = weights.astype(dot.weights if shape.kind == "dense" else weights.dtype)
+    weights = weights.astype(dot.stored(weights.dtype, kind.dtype) if shape.kind == "dense" else weights.dtype)
     sparse = compute_conv.skipping(state, node, shape, weights) if dot.kind in VECTORS else None
     if sparse is not None:
         dot = DOTS[VECTORS[dot.kind]]
         shape = dataclasses.replace(shape, block=state.target.lanes(32), dot=dot.kind)
     zero_point = node.get_int("x_zero_point", 0)
     # Dense kernels add plain products and pad with the zero point; the others skip padding, so they must subtract it.
-    shift = dot.shift(state.type(node.inputs[0]).dtype, zero_point) if shape.kind == "dense" else -zero_point
+    shift = dot.shift(kind.dtype, zero_point) if shape.kind == "dense" else -zero_point
     taken = (zero_point + shift) * weights.reshape(shape.filters, -1).astype(np.int64).sum(axis=1)
     bias, scales = _bias(state, node, shape.filters), _scale(state, node, shape.filters)
     operands = [
@@ -117,17 +126,16 @@ def conv(state: Lowering, node: Node) -> Sequence[Any]:
         state.parameter(scales, node.inputs[3] or "scale"),
     ]
     small = rounding.bounded(scales)
-    dtype = state.type(node.inputs[0]).dtype.name
     output = state.type(node.outputs[0]).dims
 
     def define(x: te.Tensor, *rest: te.Tensor) -> te.Tensor:
         *given, bias, scale = rest
         w = sparse.skipping(given) if sparse else given[0]
-        acc = compute_conv.accumulate(shape, x, w, "int32", tirx.const(zero_point, dtype), shift)
+        acc = compute_conv.accumulate(shape, x, w, "int32", tirx.const(zero_point, kind.dtype.name), shift)
 
         def element(*i: Any) -> Any:
             sums = _plus(compute_conv.sum_at(shape, acc, i), bias[i[-1]])
-            return requantized(state, node, sums, scale[i[-1]], small)
+            return requantized(state, node, sums, _of(scale, i[-1]), small)
 
         return te.compute(output, element, name="out")
 
@@ -149,13 +157,13 @@ def conv_transpose(state: Lowering, node: Node) -> Sequence[Any]:
     operands = [
         state.parameter(shape.pack(weights), node.inputs[1]),
         state.parameter(_per_channel(_constant(state, node, 2), output[-1]), node.inputs[2]),
-        state.parameter(_per_channel(_constant(state, node, 3), output[-1]), node.inputs[3]),
+        state.parameter(_scale(state, node, output[-1]), node.inputs[3]),
     ]
 
     def define(x: te.Tensor, w: te.Tensor, bias: te.Tensor, scale: te.Tensor) -> te.Tensor:
         acc = shape.sums(x, w, output[-1], "int32", node.get_int("x_zero_point", 0))
         return te.compute(
-            output, lambda *i: requantized(state, node, _plus(acc[i], bias[i[-1]]), scale[i[-1]]), name="out"
+            output, lambda *i: requantized(state, node, _plus(acc[i], bias[i[-1]]), _of(scale, i[-1])), name="out"
         )
 
     return [state.emit(define, state.value(node.inputs[0]), *operands, name="conv_transpose_int8", pattern=OUT_FUSIBLE)]
@@ -193,7 +201,7 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
             sums = compute_matmul.sum_at(product, acc, i)
             for each in offsets:
                 sums = _plus(sums, _broadcast(each, (*i[:-2], i[-1])))
-            return requantized(state, node, sums, scale[i[-1]], small)
+            return requantized(state, node, sums, _of(scale, i[-1]), small)
 
         return te.compute(output, element, name="out")
 
@@ -227,7 +235,7 @@ def _constant_right(
         if dot.columns or product.inner % dot.step == 0:
             block = choice.block(state.target, product.columns, dot, prod(product.batch) * product.rows)
             product = dataclasses.replace(product, step=dot.step, dot=dot.kind, block=block)
-            weights = weights.astype(weights.dtype if dot.kind == "plain" else dot.weights)
+            weights = weights.astype(dot.stored(weights.dtype, state.type(node.inputs[0]).dtype))
             sparse = compute_matmul.skipping(state, node, product, weights.T) if dot.kind in VECTORS else None
             if sparse is not None:
                 dot = DOTS[VECTORS[dot.kind]]

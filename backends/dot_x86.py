@@ -27,4 +27,5 @@ def multiply_add(dot: Dot, acc: Any, x: Any, weights: Any, lanes: int, shift: in
         return tirx.call_llvm_pure_intrin(f"int32x{lanes}", _VPDPBUSD[lanes], acc, inputs, weights)
     pair = tirx.reinterpret("int32", tirx.Cast("int16x2", x))
     inputs = tirx.reinterpret(f"int16x{2 * lanes}", spread(pair, lanes))
+    weights = tirx.Cast(f"int16x{2 * lanes}", weights)
     return acc + tirx.call_llvm_pure_intrin(f"int32x{lanes}", _VPMADDWD[lanes], inputs, weights)

@@ -129,8 +129,7 @@ def dot_products(target: Target, dot: Dot) -> tuple[int, Callable[[Sequence[Any]
 
     def nest(buffers: Sequence[Any]) -> Any:
         x, integers = buffers
-        stored = x[vector(const(0), lanes * dot.step)]
-        weights = stored if dot.weights.itemsize == 1 else tirx.Cast(f"{dot.weights.name}x{lanes * dot.step}", stored)
+        weights = x[vector(const(0), lanes * dot.step)]
         inputs = x[vector(const(0), dot.step)]
         zero = spread(const(0), lanes)
         return _in_registers(

@@ -92,3 +92,15 @@ def test_artifacts_equal_the_reference(name: str, machine: tuple[Server, Cache],
                 found = runner(**given)
             for output in graph.outputs:
                 np.testing.assert_array_equal(found[output], expected[output], err_msg=f"{output} on {level}")
+
+
+@pytest.mark.parametrize(("axis", "scales"), [(1, 64), (None, 1)])
+def test_weights_and_scales_are_stored_as_small_as_they_are(
+    axis: int | None, scales: int, machine: tuple[Server, Cache], tmp_path: Path
+) -> None:
+    """Beside 16-bit activations too: the instruction's operands of 16 bits are made of bytes as it goes."""
+    model = Qdq()
+    model.output(model.node("MatMul", [model.input((2, 128), "int16", 0.001, 0), model.weights((128, 64), axis)]))
+    build_target(model.graph(), targets.resolve({"cpu": "x86-64-v3"}), tmp_path / "built", *machine)
+    with Runner(tmp_path / "built") as runner:
+        assert 128 * 64 + 4 * scales <= runner.manifest.weights.bytes < 128 * 64 + 4 * scales + 4 * 64

@@ -261,7 +261,7 @@ MIXED: Mapping[str, Any] = {
     "rounding": "gptq",
     "where": [
         {"name": "functional_1/dense_[12]/MatMul", "weights": "fp16", "activations": "none"},
-        {"position": "last", "weights": "int4"},
+        {"position": "last", "weights": "int4", "group": 64, "activations": "none"},
     ],
 }
 """Bits by layer for the autoencoder: its second and third layer make most of the error, its last one hardly any."""
