@@ -107,7 +107,8 @@ def _right(
     array, transposed = state.constant(node.inputs[1]), bool(node.get_int("transB", 0))
     dot = DOTS["half" if node.domain == halve.DOMAIN else "amx_bf16"]
     block = dot.block(state.target, columns, rows)
-    product = compute_matmul.Product(batch, rows, inner, columns, block, dot.step, dot.kind)
+    vectors = state.choice(node).vectors
+    product = compute_matmul.Product(batch, rows, inner, columns, block, dot.step, dot.kind, vectors=vectors)
     if array is not None:
         packed = compute_matmul.pack(product, np.swapaxes(array, -1, -2) if transposed else array)
         return product, state.parameter(packed, node.inputs[1])

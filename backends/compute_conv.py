@@ -51,6 +51,8 @@ class Convolution:
     """The instruction, as `graphc.backends.dot` names it."""
     tile: int | None = None
     """Output columns in a register tile; None: the cost model's."""
+    vectors: int | None = None
+    """Groups of 16 output channels that a task of matrix tiles takes at most; None: the cost model\'s."""
 
     @property
     def depth(self) -> int:
@@ -98,6 +100,7 @@ class Convolution:
                 "step": self.step,
                 "dot": self.dot,
                 "tile": self.tile,
+                "vectors": self.vectors,
                 "depth": self.depth,
                 "shift": shift,
                 "padding": padding,
@@ -136,6 +139,7 @@ def convolution(state: Lowering, node: Node, weights: np.dtype[Any] | None = Non
         dot.step,
         dot.kind,
         choice.tile,
+        choice.vectors,
     )
 
 

@@ -181,7 +181,8 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
     output = state.type(node.outputs[0]).dims
     batch = tuple(np.broadcast_shapes(a[:-2], b[:-2]))
     choice = state.choice(node)
-    product = compute_matmul.Product(batch, a[-2], a[-1], b[-1], choice.block(state.target, b[-1]), tile=choice.tile)
+    block = choice.block(state.target, b[-1])
+    product = compute_matmul.Product(batch, a[-2], a[-1], b[-1], block, tile=choice.tile, vectors=choice.vectors)
     if state.constant(node.inputs[1]) is not None:
         product, right, reader, offsets, shift = _constant_right(state, node, product)
         if len(node.inputs) > 5:

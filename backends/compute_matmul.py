@@ -36,6 +36,8 @@ class Product:
     dot: DotKind = "plain"
     tile: int | None = None
     """Rows in a register tile; None: the cost model's."""
+    vectors: int | None = None
+    """Groups of 16 output channels that a task of matrix tiles takes at most; None: the cost model\'s."""
 
     @property
     def depth(self) -> int:
@@ -61,6 +63,7 @@ class Product:
                 "depth": self.depth,
                 "shift": shift,
                 "tile": self.tile,
+                "vectors": self.vectors,
                 "transposed": transposed,
                 **weights,
             }

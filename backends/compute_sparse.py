@@ -4,18 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
 from tvm import te, tirx
 
 from graphc.artifact import Decision
 from graphc.backends.cycles import Contraction
 from graphc.backends.decode import Decoder
 from graphc.backends.relax_module import Lowering
-from graphc.backends.sparse import Layout, best_run, sparse, speed
+from graphc.backends.sparse import Layout, best_run, is_pruned, sparse, speed
 from graphc.ir import Array, Node
-
-MOST_KEPT = 0.75
-"""Share of weights that are not zero: with more, nobody pruned them."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,7 @@ def sparse_operand(
     than the direct sum, or `filtering` cycles. What is decided of weights that somebody pruned is told.
     """
     lanes = state.target.lanes(32)
-    if state.target.family != "x86" or np.count_nonzero(weights) > MOST_KEPT * weights.size:
+    if state.target.family != "x86" or not is_pruned(weights):
         return None  # what skipping costs elsewhere was not measured
     run = work.step if work.step > 1 else best_run(weights, lanes)
     found = sparse(weights, lanes, run, integer=work.step > 1)

@@ -97,7 +97,7 @@ class Tiled(Contraction):
 
     def _widen(self, target: Target) -> None:
         """Let a task take several packed blocks."""
-        self.block = channel_block(target, self.filters, WIDEST)
+        self.block = channel_block(target, self.filters, int(self.anchor.info["vectors"] or WIDEST))
         self.blocks = -(-self.filters // self.block)
         self.vectors = self.block // self.lanes
 

@@ -112,7 +112,8 @@ class Contraction:
 
     def pieces_of(self, target: Target, columns: int) -> int:
         """Into how many rows a long run of columns is cut."""
-        return chunks(target, columns, int(self.anchor.info["block"]), held(self.anchor, target))
+        info = self.anchor.info
+        return chunks(target, columns, int(info["block"]), info["tile"], held(self.anchor, target))
 
     def tile_of(self, target: Target, columns: int) -> int:
         """How many output columns a register tile spans."""

@@ -48,10 +48,11 @@ class Skipped(Contraction):
         self.near = self.layout.bytes(self.block) < target.l2_bytes * NEAR
 
     def most(self, target: Target) -> int:
-        """Columns of a tile at most."""
+        """Columns of a tile at most: as many as stay in the cache, or fewer by choice."""
         source = self.anchor.x
         pitch = int(source.shape[-1]) * np.dtype(str(source.dtype)).itemsize
-        return columns_in_cache(target, pitch * int(self.anchor.info.get("strides", [1])[-1]))
+        fit = columns_in_cache(target, pitch * int(self.anchor.info.get("strides", [1])[-1]))
+        return min(fit, int(self.anchor.info["tile"] or fit))
 
     def tile_of(self, target: Target, columns: int) -> int:
         return tile_cycles(target, columns, int(self.anchor.info["block"]), self.most(target))[1]

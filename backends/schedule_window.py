@@ -67,7 +67,7 @@ class _Window:
             self.dilations[1],
             self.begin[1],
             self.width,
-            window_tile(self.out_width),
+            min(info.get("tile") or window_tile(self.out_width), self.out_width),
         )
 
     def build(self) -> Any:

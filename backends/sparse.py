@@ -26,6 +26,15 @@ RUN = 4
 """Inputs of a block of floats where zeros come in such runs; else 1."""
 
 
+MOST_KEPT = 0.75
+"""Share of weights that are not zero: with more, nobody pruned them."""
+
+
+def is_pruned(weights: Array) -> bool:
+    """Whether enough weights are zero that skipping them may pay."""
+    return int(np.count_nonzero(weights)) <= MOST_KEPT * weights.size
+
+
 @dataclass(frozen=True)
 class Layout:
     """What a kernel must know beside the arrays: `longest` is the most blocks of one tap, `count` that of all."""
