@@ -137,6 +137,11 @@ def _data(entry: Entry) -> dict[str, Any]:
     return {"choice": entry.choice.data(), "effort": entry.effort, **times}
 
 
+def laid_out(graph: Graph, target: Target) -> Graph:
+    """A graph as it is lowered: choices are by the results of its nodes."""
+    return narrowed(halved(channels_last(widened(integerized(graph))), target), target)
+
+
 def tuned(
     graph: Graph, target: Target, tuning: Tuning | None, measure: Measure | None, progress: Progress = silent
 ) -> Tuned:
@@ -146,29 +151,29 @@ def tuned(
     """
     if tuning is None:
         return Tuned({}, "")
-    laid_out = narrowed(halved(channels_last(widened(integerized(graph))), target), target)
+    graph = laid_out(graph, target)
     database = Database(tuning.database)
     entries = database.entries(target)
     thorough = tuning.effort == "thorough"
     kernels: dict[str, Node] = {}
     options: dict[str, list[Choice]] = {}
-    for node in laid_out.nodes:
-        kernel = kernel_id(laid_out, node)
-        if kernel not in kernels and (found := candidates(laid_out, node, target, thorough)):
+    for node in graph.nodes:
+        kernel = kernel_id(graph, node)
+        if kernel not in kernels and (found := candidates(graph, node, target, thorough)):
             kernels[kernel], options[kernel] = node, found
     missing = [k for k in kernels if k not in entries or (thorough and entries[k].effort == "quick")]
     if measure is not None:
         for position, kernel in enumerate(missing):
             progress(f"tune {target.id}", position / len(missing))
-            seconds = measure(laid_out, kernels[kernel], options[kernel])
+            seconds = measure(graph, kernels[kernel], options[kernel])
             fastest = chosen(options[kernel], seconds, tuning.effort)
-            entries[kernel] = confirmed(fastest, partial(measure, laid_out, kernels[kernel]))
+            entries[kernel] = confirmed(fastest, partial(measure, graph, kernels[kernel]))
             database.keep(target, entries)  # at once: an interrupted build goes on where it was
         progress(f"tune {target.id}", 1.0)
     choices = {
         node.outputs[0]: entries[kernel].choice
-        for node in laid_out.nodes
-        if (kernel := kernel_id(laid_out, node)) in kernels and kernel in entries
+        for node in graph.nodes
+        if (kernel := kernel_id(graph, node)) in kernels and kernel in entries
     }
     return Tuned({k: v for k, v in choices.items() if v != BY_MODEL}, _note(kernels, missing, measure, tuning, target))
 

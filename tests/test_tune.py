@@ -12,22 +12,18 @@ import pytest
 
 import graphc
 from graphc.backends import toolchain
-from graphc.backends.build import build_program, integerized, lowered
+from graphc.backends.build import build_program, lowered
 from graphc.backends.cache import Cache
 from graphc.backends.candidates import candidates
 from graphc.backends.choices import BY_MODEL, Choice, kernel_id
-from graphc.backends.decompose import decompose
-from graphc.backends.layout import channels_last
-from graphc.backends.narrow import narrowed
 from graphc.backends.targets import Target, resolve
-from graphc.backends.widen import widened
 from graphc.backends.worker import Server
 from graphc.errors import InputError
 from graphc.ir import Graph, Node
 from graphc.report import read_report
 from graphc.runner import Runner
 from graphc.samples import seeded
-from graphc.tune import Database, Tuning, chosen, copied, timer, tuned
+from graphc.tune import Database, Tuning, chosen, copied, laid_out, timer, tuned
 from tests.backends.qdq import Qdq
 
 TARGET = resolve({"cpu": "x86-64-v4"})
@@ -171,11 +167,6 @@ def other_network() -> Graph:
     return graphc.load(model)
 
 
-def laid_out(graph: Graph, target: Target) -> Graph:
-    """A graph as it is lowered."""
-    return narrowed(channels_last(widened(decompose(integerized(graph), kernels=True))), target)
-
-
 def test_each_rule_brings_its_candidates() -> None:
     graph = laid_out(other_network(), TARGET)
     found = {kernel_id(graph, node): candidates(graph, node, TARGET, thorough=False) for node in graph.nodes}
@@ -218,7 +209,7 @@ def outputs(
 
 
 def test_a_real_kernel_is_measured(server: Server) -> None:
-    graph = channels_last(network())
+    graph = laid_out(network(), TARGET)
     native = resolve({"cpu": "native"})
     node = next(node for node in graph.nodes if node.op == "Conv")
     measure = timer(native, server, Cache())
