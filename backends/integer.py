@@ -40,14 +40,18 @@ from graphc.backends import integer_moves as moves
 from graphc.backends import integer_pointwise as pointwise
 from graphc.backends import integer_rules as rules
 from graphc.backends.dead_nodes import drop_dead_nodes
-from graphc.backends.integer_constants import grid_of, read_dequantize
+from graphc.backends.integer_constants import grid_of, read_cast, read_dequantize
 from graphc.backends.integer_region import DOMAIN, Grid, Quantize, Read, Refusal, Region
 from graphc.backends.integer_sums import SUMS
 from graphc.ir.graph import Graph
 
 __all__ = ["DOMAIN", "Integerized", "Skip", "explain", "integerize"]
 
-READERS: Mapping[str, Read] = {"DequantizeLinear": read_dequantize, **dict.fromkeys(moves.MOVES, moves.read)}
+READERS: Mapping[str, Read] = {
+    "DequantizeLinear": read_dequantize,
+    "Cast": read_cast,
+    **dict.fromkeys(moves.MOVES, moves.read),
+}
 
 RULES: Mapping[str, Sequence[Quantize]] = {
     **dict.fromkeys(pointwise.POINTWISE, (pointwise.tabulate,)),

@@ -35,6 +35,14 @@ def read_dequantize(region: Region, node: Node) -> Quantized:
     return Quantized(node.inputs[0], grid_of(region.graph, node))
 
 
+def read_cast(region: Region, node: Node) -> Quantized:
+    """The integers that a Cast to floats reads: raw data, say. They are on the grid of whole numbers, exactly."""
+    name = node.inputs[0]
+    if name in region.graph.constants or region.graph.types[node.outputs[0]].dtype != np.float32:
+        raise Refusal(f"{node.label} is no Cast of a run's integers to float32")
+    return Quantized(name, Grid.full(region.graph.types[name].dtype, 1.0, 0))
+
+
 def scalar(region: Region, name: str) -> float | None:
     """The number that a constant of one element holds, however it is stored; None for anything else."""
     kind = region.graph.types[name]

@@ -31,6 +31,12 @@ class Qdq:
         self._inputs.append(helper.make_tensor_value_info(name, kind, list(shape)))
         return self.dequantize(name, np.array(scale, np.float32), np.array(zero_point, dtype))
 
+    def raw(self, shape: Sequence[int]) -> str:
+        """An input of bytes, cast to floats."""
+        name = self._name("x")
+        self._inputs.append(helper.make_tensor_value_info(name, 2, list(shape)))
+        return self.node("Cast", [name], to=1)
+
     def dequantize(self, name: str, scale: Array, zero_point: Array, axis: int = 1) -> str:
         operands = [name, self.constant(scale), self.constant(zero_point)]
         return self.node("DequantizeLinear", operands, **({"axis": axis} if scale.ndim else {}))

@@ -222,6 +222,13 @@ def max_pool_keeps_its_grid(m: Qdq) -> None:
     m.result(m.node("Conv", [y, m.weights((4, 3, 1, 1))]))
 
 
+@case("*Table", "*Conv", "*Table")
+def raw_bytes(m: Qdq) -> None:
+    """A Cast of 8-bit integers to floats is exact: the integers stand for themselves."""
+    m.result(m.node("Conv", [m.requantize(m.raw((1, 2, 4, 4)), "uint8"), m.weights((3, 2, 1, 1))]))
+    m.output(m.quantize(m.node("Relu", [m.raw((2, 3))]), "uint8", 2.0, 0))
+
+
 @case("ReduceMax", "*Table")
 def global_max_pool(m: Qdq) -> None:
     m.result(m.node("GlobalMaxPool", [m.input((2, 3, 5, 6))]))
