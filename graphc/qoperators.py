@@ -233,13 +233,17 @@ def _integers_to_float(
 
 
 def _matmul_nbits(w: _Writer) -> None:
-    """B [N, groups, bytes] holds `bits`-bit fields, the first in the lowest bits; integers become [K, N]."""
+    """B [N, groups, bytes] holds `bits`-bit fields, the first in the lowest bits; integers become [K, N].
+
+    Rows in an order of their own (g_idx, from quantizers that take the largest activations first) are sorted by their
+    groups, and so are the columns of A.
+    """
     bits, block = w.node.get_int("bits", 4), w.node.get_int("block_size", 0)
     columns, depth = w.node.get_int("N", 0), w.node.get_int("K", 0)
     groups = -(-depth // block)
-    order = w.array(w.input(4)) if w.input(4) else np.arange(depth) // block
-    if bits not in UNSIGNED or order is None or not np.array_equal(order, np.arange(depth) // block):
+    if bits not in UNSIGNED:
         raise Leave
+    order = _by_groups(w.known(4), depth, block) if w.input(4) else None
     integers = _fields(w.known(1).reshape(columns, -1), bits)[:, :depth]
     scales = w.known(2).reshape(columns, groups)
     zero_points: Array = np.full((columns, groups), 1 << (bits - 1), np.uint8)
@@ -247,15 +251,29 @@ def _matmul_nbits(w: _Writer) -> None:
         if w.known(3).dtype != np.uint8:
             raise Leave
         zero_points = _fields(w.known(3).reshape(columns, -1), bits)[:, :groups]
-    kind = UNSIGNED[bits]
+    kind, a = UNSIGNED[bits], w.input(0)
+    if order is not None:
+        integers = integers[:, order]
+        a = w.op("Gather", a, w.constant(order, "order"), axis=-1)
     operands = [
         w.constant(np.ascontiguousarray(array.T), hint)
         for hint, array in (
             ("quantized", integers.astype(kind)), ("scale", scales), ("zero_point", zero_points.astype(kind)),
         )
     ]  # fmt: skip
-    y = w.op("MatMul", w.input(0), w.op("DequantizeLinear", *operands, axis=0, block_size=block))
+    y = w.op("MatMul", a, w.op("DequantizeLinear", *operands, axis=0, block_size=block))
     w.finish(w.op("Add", y, w.input(5)) if w.input(5) else y)
+
+
+def _by_groups(group_of: Array, depth: int, block: int) -> npt.NDArray[np.int64] | None:
+    """The order in which rows lie group by group; None where they do. A group must be a block of rows."""
+    blocks = np.arange(depth) // block
+    if np.array_equal(group_of.ravel(), blocks):
+        return None
+    order = np.argsort(group_of.ravel(), kind="stable")
+    if not np.array_equal(group_of.ravel()[order], blocks):
+        raise Leave
+    return order.astype(np.int64)
 
 
 def _fields(packed: Array, bits: int) -> Array:

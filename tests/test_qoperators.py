@@ -11,8 +11,10 @@ import pytest
 from onnx import ModelProto, numpy_helper, parser
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
+import graphc
 from graphc.backends.integer import explain
 from graphc.backends.reference import run
+from graphc.errors import UnsupportedError
 from graphc.execute import Session
 from graphc.importer import load
 from graphc.ir.graph import Array, Graph
@@ -133,6 +135,35 @@ def test_packed_weights_become_decoders(bits: int, block: int, symmetric: bool) 
     assert (kind.shape, kind.bits) == ((depth, columns), bits)
     feeds = {"x": normal(2, depth)}
     np.testing.assert_allclose(Session(graph).run(feeds)["y"], onnxruntime_says(proto, feeds), rtol=1e-4, atol=1e-4)
+
+
+def test_packed_weights_may_have_their_rows_in_any_order() -> None:
+    depth, columns, block = 64, 6, 16
+    packed = RNG.integers(0, 256, (columns, depth // block, block // 2), np.uint8)
+    scale, group_of = np.abs(normal(columns * depth // block)), RNG.permutation(np.arange(depth) // block)
+    proto = model(
+        f"""g (float[2,{depth}] x) => (float[2,{columns}] y) {{
+          y = com.microsoft.MatMulNBits <K = {depth}, N = {columns}, bits = 4, block_size = {block}> (x, b, s, , g)
+        }}""",
+        b=packed, s=scale, g=group_of.astype(np.int32),
+    )  # fmt: skip
+    graph = load(proto)
+    assert_spelled_out(graph)
+    fields = np.stack([packed & 15, packed >> 4], axis=-1).reshape(columns, depth).astype(np.float32) - 8
+    weights = fields * scale.reshape(columns, -1)[:, group_of]
+    feeds = {"x": normal(2, depth)}
+    np.testing.assert_allclose(Session(graph).run(feeds)["y"], feeds["x"] @ weights.T, rtol=1e-4, atol=1e-4)
+
+
+def test_packed_weights_with_groups_of_other_sizes_stay_and_are_named(tmp_path: Path) -> None:
+    proto = model(
+        """g (float[2,32] x) => (float[2,2] y) {
+          y = com.microsoft.MatMulNBits <K = 32, N = 2, bits = 4, block_size = 16> (x, b, s, , g)
+        }""",
+        b=np.zeros((2, 2, 8), np.uint8), s=np.ones(4, np.float32), g=np.zeros(32, np.int32),
+    )  # fmt: skip
+    with pytest.raises(UnsupportedError, match="MatMulNBits"):
+        graphc.compile(load(proto), {"targets": [{"cpu": "native"}]}, out=tmp_path)
 
 
 U8, S8 = np.uint8, np.int8
