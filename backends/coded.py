@@ -5,8 +5,8 @@
     SparseToDense(mask, Lookup(codebook, packed))     value = codebook[q], one more code for what the mask leaves out
     DequantizeLinear(Lookup(codebook, packed), ...)   value = (codebook[q] - zero_point) * scale
 
-with Reshape, Transpose, Squeeze, Unsqueeze or Flatten on top. A codebook may itself be dequantized: it is small.
-Entries of several weights are no codes of single ones: they are decoded to memory (prepared.py).
+with Reshape, Transpose, Squeeze, Unsqueeze, Flatten or Slice on top. A codebook may itself be dequantized: it is
+small. Entries of several weights are no codes of single ones: they are decoded to memory (prepared.py).
 """
 
 from collections.abc import Callable, Mapping
@@ -93,6 +93,21 @@ def _moved(graph: Graph, node: Node) -> _Expression | None:
     return source.moved(lambda array: array.reshape(shape))
 
 
+def _sliced(graph: Graph, node: Node) -> _Expression | None:
+    source, given = _expression(graph, node.inputs[0]), [graph.constant(name) for name in node.inputs[1:]]
+    if source is None or any(array is None for array in given):
+        return None
+    starts, ends, *rest = ([int(number) for number in array.ravel()] for array in given if array is not None)
+    axes = rest[0] if rest else list(range(len(starts)))
+    steps = rest[1] if len(rest) > 1 else [1] * len(starts)
+    if min(starts, default=0) < 0 or min(ends, default=0) < 0 or min(steps, default=1) < 1:
+        return None
+    places = [slice(None)] * source.codes.ndim
+    for axis, *ends_of in zip(axes, starts, ends, steps, strict=True):
+        places[axis] = slice(*ends_of)
+    return source.moved(lambda array: array[tuple(places)])
+
+
 def _lookup(graph: Graph, node: Node) -> _Expression | None:
     codebook, packed = _table(graph, node.inputs[0]), graph.constant(node.inputs[1])
     bits, shape = node.get_int("bits", 8), node.get_ints("shape")
@@ -163,6 +178,7 @@ _RULES: Mapping[tuple[str, str], Callable[[Graph, Node], _Expression | None]] = 
     (DOMAIN, "Lookup"): _lookup,
     (DOMAIN, OPERATOR): _masked,
     ("", "DequantizeLinear"): _dequantized,
+    ("", "Slice"): _sliced,
     **{("", move): _moved for move in ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")},
 }
 

@@ -12,7 +12,7 @@ from tvm import te, tirx
 
 from graphc.backends import rounding
 from graphc.backends.compute_cast import SMALL, encoded, from_code, small_code, to_code, values
-from graphc.backends.relax_module import INJECTIVE, OPAQUE, Lowering, computes
+from graphc.backends.relax_module import INJECTIVE, OPAQUE, Lowering, computes, convert
 from graphc.backends.statements import const, function, loop, sequence, tasks
 from graphc.errors import UnsupportedError
 from graphc.ir import Array, Node
@@ -93,10 +93,46 @@ def _parameter_index(
 @computes("", "DequantizeLinear")
 def dequantize(state: Lowering, node: Node) -> Sequence[Any]:
     """y = (x - zero_point) * scale: an integer difference and one multiply."""
+    if state.type(node.inputs[0]).dtype.name in SMALL:
+        return [_dequantized_float(state, node)]
+    operands, element = _decoder(state, node)
+    dims = state.type(node.outputs[0]).dims
+
+    def define(*tensors: te.Tensor) -> te.Tensor:
+        return te.compute(dims, lambda *i: element(tensors)(i), name="dequantize")
+
+    return [state.emit(define, *operands, name="dequantize", pattern=INJECTIVE)]
+
+
+@computes("", "Gather")
+def gather(state: Lowering, node: Node) -> Sequence[Any]:
+    """y[.., i, ..] = table[.., indices[i], ..] of a table that a decoder stands for: only what is read is decoded.
+
+    TVM's converter gathers from any other.
+    """
+    source = state.graph.producers.get(node.inputs[0])
+    stored_integers = source is not None and source.op == "DequantizeLinear" and node.inputs[0] in state.waiting
+    if source is None or not stored_integers or state.type(source.inputs[0]).dtype.name in SMALL:
+        return convert(state, node)
+    operands, element = _decoder(state, source)
+    dims, result = state.type(node.inputs[0]).dims, state.type(node.outputs[0]).dims
+    axis, rank = node.get_int("axis", 0) % len(dims), len(state.type(node.inputs[1]).dims)
+
+    def define(indices: te.Tensor, *tensors: te.Tensor) -> te.Tensor:
+        def row(*i: Any) -> Any:
+            number = indices[tuple(i[axis : axis + rank])].astype("int64")
+            number = tirx.Select(number < const(0, "int64"), number + const(dims[axis], "int64"), number)
+            return element(tensors)((*i[:axis], number, *i[axis + rank :]))
+
+        return te.compute(result, row, name="gather")
+
+    return [state.emit(define, state.value(node.inputs[1]), *operands, name="gather", pattern=INJECTIVE)]
+
+
+def _decoder(state: Lowering, node: Node) -> tuple[list[Any], Callable[[Sequence[te.Tensor]], Element]]:
+    """What a DequantizeLinear reads, and how an element of its result comes from that."""
     x, scale = state.type(node.inputs[0]), state.type(node.inputs[1])
     dtype = state.type(node.outputs[0]).dtype.name
-    if x.dtype.name in SMALL:
-        return [_dequantized_float(state, node)]
     if x.dtype.kind not in "iu" and not x.dtype.name.startswith(("int", "uint")):
         raise UnsupportedError(node.label, f"{x.dtype.name} has no kernel.", "Use integers of up to 16 bits.")
     operand, reader = stored(state, node.inputs[0])
@@ -107,17 +143,18 @@ def dequantize(state: Lowering, node: Node) -> Sequence[Any]:
     at = _parameter_index(node, x.dims, scale.dims)
     zero_at = _parameter_index(node, x.dims, state.type(node.inputs[2]).dims) if zero is not None else at
 
-    def define(q: te.Tensor, scales: te.Tensor, *zeros: te.Tensor) -> te.Tensor:
+    def element(tensors: Sequence[te.Tensor]) -> Element:
+        q, scales, *zeros = tensors
         read = reader(q)
 
-        def element(*i: Any) -> Any:
+        def decoded(i: Sequence[Any]) -> Any:
             value = read(i)
             centered = value - zero(zeros[0])(zero_at(i)) if zero is not None else value
             return (centered.astype("float32") * scales[at(i)].astype("float32")).astype(dtype)
 
-        return te.compute(x.dims, element, name="dequantize")
+        return decoded
 
-    return [state.emit(define, *operands, name="dequantize", pattern=INJECTIVE)]
+    return operands, element
 
 
 def _dequantized_float(state: Lowering, node: Node) -> Any:

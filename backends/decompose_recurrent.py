@@ -183,8 +183,8 @@ def _matrix(rewrite: Rewrite, name: str, number: int) -> str:
     if constant is not None:
         return rewrite.constant(constant[number].T)
     _, rows, columns = rewrite.dims(name)
-    one = rewrite.reshape(rewrite.slice(name, 0, number, number + 1), rows, columns)
-    return rewrite.op("Transpose", one, perm=(1, 0))
+    one = name if rewrite.dims(name)[0] == 1 else rewrite.slice(name, 0, number, number + 1)
+    return rewrite.op("Transpose", rewrite.reshape(one, rows, columns), perm=(1, 0))
 
 
 def _parts(rewrite: Rewrite, name: str, number: int, count: int, length: int) -> list[str]:

@@ -13,9 +13,9 @@
   far as the values seen; functions that are tables of 8 bits are computed in floating point there. A pair stands on
   every value between two units of integer work, none inside one: an operator and its Relu or Clip, a MatMul and the
   Add of its bias, a chain of elementwise functions of one value. Data movement keeps the grid of what it moves.
-- `weights` without `activations` gives decoders for the weights alone, and so do groups and narrower floats, whose sums
-  are not integers. `io` makes the model's own inputs and outputs integers; their scales are on the DequantizeLinear
-  (QuantizeLinear) beside them.
+- `weights` without `activations` gives decoders for the weights alone, those of LSTM, GRU and RNN too, and so do groups
+  and narrower floats, whose sums are not integers. `embeddings` does so for the tables that Gather reads. `io` makes
+  the model's own inputs and outputs integers; their scales are on the DequantizeLinear (QuantizeLinear) beside them.
 
 A node whose integer code is known to be slower than its float code on a target of the spec stays float
 (backends/integer_speed.py), whatever the other targets are: all of them compute the same integers. With
@@ -41,7 +41,7 @@ from graphc.passes.quantize_best import BEST, RANGES, ROUNDINGS, Trials, Way, fe
 from graphc.passes.quantize_dynamic import DYNAMIC
 from graphc.passes.quantize_grids import Grids
 from graphc.passes.quantize_logarithms import before_logarithms
-from graphc.passes.quantize_operators import weight_position
+from graphc.passes.quantize_operators import STORED, TABLE
 from graphc.passes.quantize_plan import FLOAT32, Plan, plan
 from graphc.passes.quantize_pruned import masked
 from graphc.passes.quantize_ranges import Method
@@ -74,11 +74,14 @@ class Quantize(Pass):
     requires: ClassVar[frozenset[str]] = frozenset({"fold"})
     overridable: ClassVar[frozenset[str]] = frozenset(
         ("weights", "per_channel", "group", "symmetric_weights", "activations", "calibrate", "percentile", "symmetric")
-    ) | {"weight_range", "rounding", "bias_correction"}
+    ) | {"embeddings", "weight_range", "rounding", "bias_correction"}
 
     kind: Literal["quantize"] = "quantize"
     weights: Annotated[Weights, Field(description="number format of constant weights; none: float")]
     activations: Annotated[Activations, Field(description="number format of activations; none: float")]
+    embeddings: Annotated[
+        Weights, Field(description="number format of constant tables that Gather reads; a run decodes its rows alone")
+    ] = "none"
     calibrate: Annotated[
         Method | Literal["dynamic"] | None,
         Field(description="how ranges of activations come from data; needed for integers; dynamic: found at run time"),
@@ -131,7 +134,9 @@ class Quantize(Pass):
         if self.calibrate == DYNAMIC and (self.activations not in ("uint8", "none") or self.io != "float"):
             context = {"expected": "uint8 activations and float io (ranges are found at run time)"}
             errors.append(InitErrorDetails(type="literal_error", loc=("calibrate",), input=self.calibrate, ctx=context))
-        if self.group is not None and (not self.per_channel or self.weights not in FORMATS):
+        if self.group is not None and (
+            not self.per_channel or FORMATS.keys().isdisjoint((self.weights, self.embeddings))
+        ):
             context = {"expected": "nothing (groups need integer weights and per_channel)"}
             errors.append(InitErrorDetails(type="literal_error", loc=("group",), input=self.group, ctx=context))
         for index, rule in enumerate(self.where):
@@ -146,7 +151,11 @@ class Quantize(Pass):
     @property
     def scheme(self) -> Scheme:
         """How weights become integers; only where `weights` names integers."""
-        return Scheme(FORMATS[self.weights], self.per_channel, self.symmetric_weights, self.group)
+        return self.scheme_as(self.weights)
+
+    def scheme_as(self, form: str) -> Scheme:
+        """The same with another format."""
+        return Scheme(FORMATS[form], self.per_channel, self.symmetric_weights, self.group)
 
     def layers(self, graph: Graph) -> tuple[tuple[Node, ...], ...]:
         """What this pass makes integers of constant weights for: a node, then what its integer work takes in."""
@@ -159,7 +168,9 @@ class Quantize(Pass):
         chosen = (
             nodes
             for nodes in groups
-            if options[nodes[0]].weights in FORMATS and nodes[0].inputs[weight_position(nodes[0])] in graph.constants
+            if options[nodes[0]].weights in FORMATS
+            and nodes[0].op != TABLE
+            and nodes[0].inputs[STORED[nodes[0].op][0]] in graph.constants
         )
         return tuple(sorted(chosen, key=lambda nodes: order[nodes[0]]))
 

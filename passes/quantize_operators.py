@@ -172,6 +172,16 @@ OPERATORS: Mapping[str, Operator] = {
 }
 """Operator of ONNX's own domain -> how it is quantized. What is not here stays in floating point."""
 
+TABLE = "Gather"
+"""Looks rows of a table up; where the table is constant, it is an embedding."""
+
+STORED: Mapping[str, tuple[int, ...]] = {
+    **{op: (operator.weight,) for op, operator in OPERATORS.items() if operator.weight is not None},
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), (1, 2)),
+    TABLE: (0,),
+}
+"""Operator -> its operands that weights alone are compressed of, where activations stay in floating point."""
+
 WITH_SCALAR: Mapping[str, Operator] = {
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Min", "Max"), Operator(Role.POINTWISE, None)),
     "Pow": Operator(Role.POINTWISE, None, wide=True),

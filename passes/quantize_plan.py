@@ -18,11 +18,13 @@ from graphc.passes.quantize_dynamic import DYNAMIC, objection
 from graphc.passes.quantize_operators import (
     LIMITERS,
     OPERATORS,
+    STORED,
+    TABLE,
     WITH_SCALAR,
     Operator,
     Role,
     constant_of_one,
-    weight_position,
+    finite,
 )
 from graphc.passes.quantize_schemes import FLOATS
 
@@ -31,11 +33,18 @@ FLOAT32 = np.dtype(np.float32)
 NOTHING: Mapping[Node, str] = MappingProxyType({})
 
 
-class Options(Protocol):
-    """What the plan asks of a node's options: names of number formats, or 'none'."""
+class Formats(Protocol):
+    """Names of number formats, or 'none'."""
 
     @property
     def weights(self) -> str: ...
+    @property
+    def embeddings(self) -> str: ...
+
+
+class Options(Formats, Protocol):
+    """What the plan asks of a node's options."""
+
     @property
     def group(self) -> int | None: ...
     @property
@@ -113,7 +122,7 @@ def plan(
     units = _Grouping(graph, candidates, skipped).units()
     units = _regions(_without_islands(graph, units, skipped), skipped)
     alone = [node for node in skipped if node not in refused and _weight_alone(graph, node, options[node])]
-    beyond = {node: reason for node in alone if (reason := _beyond(graph, node, options[node].weights))}
+    beyond = {node: reason for node in alone if (reason := _beyond(graph, node, stored_as(node, options[node])))}
     skipped.update(beyond)
     weight_only = tuple(node for node in alone if node not in beyond)
     shares = _shares(graph, units, borders)
@@ -201,22 +210,29 @@ def _added_bias(graph: Graph, product: Node) -> tuple[Node, str] | None:
 
 
 def _weight_alone(graph: Graph, node: Node, options: Options) -> bool:
-    """Whether the options leave `node` with integer weights and floating-point activations."""
+    """Whether the options leave `node` with compressed weights, or a table, and floating-point activations."""
+    form, positions = stored_as(node, options), STORED.get(node.op, ())
+    if node.domain or not positions or form == KEEP_FLOAT:
+        return False
+    alone = options.activations == KEEP_FLOAT or form in FLOATS or options.group is not None or node.op == TABLE
+    arrays = [graph.constant(node.inputs[position]) for position in positions]
+    if not alone or not all(array is not None and array.dtype == FLOAT32 and finite(array) for array in arrays):
+        return False
     operator = OPERATORS.get(node.op)
-    if node.domain or operator is None or operator.weight is None:
-        return False
-    constant = graph.constant(node.inputs[operator.weight])
-    alone = options.activations == KEEP_FLOAT or options.weights in FLOATS or options.group is not None
-    if not alone or options.weights == KEEP_FLOAT or constant is None or constant.dtype != FLOAT32:
-        return False
-    return not operator.refuse(graph, node)
+    return operator is None or not operator.refuse(graph, node)
+
+
+def stored_as(node: Node, options: Formats) -> str:
+    """The number format of weights alone."""
+    return options.embeddings if node.op == TABLE else options.weights
 
 
 def _beyond(graph: Graph, node: Node, weights: str) -> str:
     """Why the weights of `node` cannot be stored in the format `weights`, or the empty string."""
     if weights not in FLOATS:
         return ""
-    largest = float(np.abs(graph.constants[node.inputs[weight_position(node)]]).max(initial=0.0))
+    arrays = [graph.constants[node.inputs[position]] for position in STORED[node.op]]
+    largest = max(float(np.abs(array).max(initial=0.0)) for array in arrays)
     limit = float(ml_dtypes.finfo(FLOATS[weights]).max)
     return f"its weights reach {largest:.3g}, more than {weights} holds" if largest > limit else ""
 

@@ -2,6 +2,7 @@
 
     Conv w[O, I, kh, kw]           rows [O, I*kh*kw]       MatMul w[.., K, N]    rows [.. N, K]
     ConvTranspose w[I, O/g, ..]    rows [O/g, I*kh*kw]     Gemm w[K, N], w[N, K] (transB)    rows [N, K]
+    LSTM, GRU, RNN w[D, G*H, K]    rows [D*G*H, K]         Gather w[V, K]        rows [V, K], one for each index
 
 Integers are stored as the weights lie; ONNX blocks one axis, so groups that run across several are stored as rows:
 
@@ -47,14 +48,17 @@ class Weights:
         """How many channels the results of the product have (a batch of matrices has as many as each of them)."""
         return self.shape[self.order[self.lead - 1]] * self.groups
 
-    def fitted(self, scheme: Scheme) -> Scheme:
+    def fitted(self, scheme: Scheme, blocks: bool = False) -> Scheme:
         """`scheme` as these weights can hold it.
 
-        A batch of matrices has no one axis of channels: one scale, where there are no groups. A group that a row fits
-        in is that row.
+        A batch of matrices has no one axis of channels: one scale, where there are no groups; with `blocks`, a scale
+        for each row as that of a group. A group that a row fits in is that row.
         """
-        if scheme.group is not None and scheme.group < self.rows.shape[1]:
+        depth = self.rows.shape[1]
+        if scheme.group is not None and scheme.group < depth:
             return scheme
+        if blocks and scheme.per_channel and self.lead > 1 and depth > 1:
+            return replace(scheme, group=depth)
         return replace(scheme, group=None, per_channel=scheme.per_channel and self.lead == 1)
 
     def per_scale(self, bias: Rows) -> Rows:
@@ -75,9 +79,9 @@ class Weights:
         return np.ascontiguousarray(rows.reshape(*lead, *depth).transpose(_inverse(self.order)))
 
 
-def weights_of(graph: Graph, node: Node, factor: float = 1.0) -> Weights:
-    """The constant weights of a product as a matrix."""
-    name = node.inputs[weight_position(node)]
+def weights_of(graph: Graph, node: Node, factor: float = 1.0, position: int | None = None) -> Weights:
+    """The constant weights of a product, or what another operand holds, as a matrix."""
+    name = node.inputs[weight_position(node) if position is None else position]
     values = graph.constants[name].astype(np.float64) * factor
     order, lead = _order(node, values.ndim)
     moved = values.transpose(order)
@@ -96,6 +100,11 @@ def _order(node: Node, rank: int) -> tuple[tuple[int, ...], int]:
             return (1, 0, *axes[2:]), 1
         case "Gemm" if node.get_int("transB", 0):
             return axes, 1
+        case "LSTM" | "GRU" | "RNN":
+            return axes, rank - 1
+        case "Gather":
+            axis = node.get_int("axis", 0) % rank
+            return (axis, *axes[:axis], *axes[axis + 1 :]), 1
     return (*axes[:-2], *axes[:-3:-1]), rank - 1
 
 

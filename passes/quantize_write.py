@@ -13,8 +13,8 @@ import numpy.typing as npt
 from graphc.ir.edit import Edit
 from graphc.ir.graph import Attribute, Graph, Node
 from graphc.passes.quantize_dynamic import Dynamic
-from graphc.passes.quantize_operators import LIMITERS, Role, weight_position
-from graphc.passes.quantize_plan import Plan, Unit
+from graphc.passes.quantize_operators import LIMITERS, STORED, Role, weight_position
+from graphc.passes.quantize_plan import Plan, Unit, stored_as
 from graphc.passes.quantize_schemes import (
     FLOATS,
     Integers,
@@ -36,7 +36,10 @@ class Options(Protocol):
     @property
     def weights(self) -> str: ...
     @property
+    def embeddings(self) -> str: ...
+    @property
     def scheme(self) -> Scheme: ...
+    def scheme_as(self, form: str) -> Scheme: ...
 
 
 class Rounder(Protocol):
@@ -190,16 +193,20 @@ class _Writer:
 
     def _store(self, node: Node, operands: list[str]) -> None:
         """Decode weights that meet floating-point activations, in `operands`, and make up for their drift."""
-        weights, wanted = weights_of(self._graph, node), self._options[node].weights
-        position = weight_position(node)
-        if wanted in FLOATS:
-            stored = self._graph.constants[weights.name].astype(FLOATS[wanted])
-            operands[position] = self._decoders.floats(weights, stored)
-            return
-        scheme = weights.fitted(self._options[node].scheme)
-        integers, parameters = self._rounder.rounded(node, weights.rows, scheme, 0.0)
-        operands[position] = self._decoders.integers(weights, integers, parameters)
-        drift = self._drift(node, weights, integers, parameters)
+        wanted = stored_as(node, self._options[node])
+        for position in STORED[node.op]:
+            weights = weights_of(self._graph, node, position=position)
+            if wanted in FLOATS:
+                stored = self._graph.constants[weights.name].astype(FLOATS[wanted])
+                operands[position] = self._decoders.floats(weights, stored)
+                continue
+            scheme = weights.fitted(self._options[node].scheme_as(wanted), blocks=True)
+            integers, parameters = self._rounder.rounded(node, weights.rows, scheme, 0.0)
+            operands[position] = self._decoders.integers(weights, integers, parameters)
+            self._correct(node, operands, weights, self._drift(node, weights, integers, parameters))
+
+    def _correct(self, node: Node, operands: list[str], weights: Weights, drift: Floats | None) -> None:
+        """Take what rounding adds on average off the bias of a product."""
         if drift is not None:
             bias = self._graph.constants[operands[2]].astype(np.float64).ravel() if len(operands) > 2 else 0.0
             drift = drift * node.get_float("alpha", 1.0) / node.get_float("beta", 1.0)

@@ -20,6 +20,7 @@ from graphc.importer import load
 from graphc.ir import Array, Graph
 from graphc.runner import Runner
 from tests.backends.kernel_calls import LEVELS, runnable
+from tests.passes.test_quantize_weights import looked_up, stored
 
 RANDOM = np.random.default_rng(11)
 
@@ -213,6 +214,25 @@ def test_no_kernel_writes_dense_weights(case: Callable[[Model], None]) -> None:
     words = sum(array.nbytes for name, array in program.constants.items() if ".plane" in name)
     assert words > 0
     assert all(array.dtype != np.float32 for name, array in program.constants.items() if ".plane" in name)
+
+
+@pytest.mark.parametrize("group", [None, 4])
+def test_tables_and_recurrent_weights_are_decoded_where_they_are_read(
+    group: int | None, machine: tuple[Server, Cache], tmp_path: Path
+) -> None:
+    graph, _ = stored(looked_up(), weights="int4", embeddings="int4", group=group)
+    feeds = {
+        "i": np.array([[0, 49, -1, -50, 7, 7]]),
+        "x": np.random.default_rng(0).normal(size=(5, 2, 12)).astype(np.float32),
+    }
+    program = build_target(graph, runnable("x86-64-v3"), tmp_path, *machine)
+    (lookup,) = (step for step in program.steps if "y" in step.nodes)
+    assert lookup.kernel.startswith("gather")
+    assert not any("table_dequantize" in step.nodes for step in program.steps)
+    with Runner(tmp_path) as runner:
+        found = runner(**feeds)
+    for name, value in Session(graph).run(feeds).items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5 * np.abs(value).max(), err_msg=name)
 
 
 def test_the_matrix_is_what_onnxruntime_decodes() -> None:

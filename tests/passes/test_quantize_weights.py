@@ -171,3 +171,43 @@ def test_few_bits_multiply_integer_activations(weights: str) -> None:
     step = float(after.constants["y_scale"])
     found = run(integers, feeds)["y"] - Session(after).run(feeds)["y"]
     assert np.abs(found).max() <= 1.01 * step
+
+
+LOOKED_UP = "(int64[1,6] i, float[5,2,12] x) => (float[1,6,40] y, float[5,2,2,8] h, float[5,1,2,8] g)"
+RECURRENT = """
+    y = Gather (table, i)
+    h = LSTM <direction = "bidirectional", hidden_size = 8> (x, w, r)
+    g = GRU <hidden_size = 8, linear_before_reset = 1> (x, w3, r3, b3)
+"""
+
+
+def looked_up() -> Graph:
+    arrays = {"w": (2, 32, 12), "r": (2, 32, 8), "w3": (1, 24, 12), "r3": (1, 24, 8), "b3": (1, 48)}
+    return model(LOOKED_UP, RECURRENT, table=normal(50, 40), **{name: normal(*dims) for name, dims in arrays.items()})
+
+
+@pytest.mark.parametrize(
+    ("options", "decibels"),
+    [
+        ({"weights": "int8"}, 38), ({"weights": "int8", "per_channel": False}, 33),
+        ({"weights": "int4", "group": 4}, 15), ({"weights": "bf16"}, 45),
+    ],
+)  # fmt: skip
+def test_tables_and_recurrent_weights_are_stored_too(options: dict[str, Any], decibels: float) -> None:
+    before = looked_up()
+    after, _ = stored(before, embeddings=options["weights"], **options)
+    assert not any(array.dtype == np.float32 and array.size > 500 for array in after.constants.values())
+    form = {**FLOATS, **{name: form.dtype for name, form in FORMATS.items()}}[options["weights"]]
+    assert sum(array.size for array in after.constants.values() if array.dtype == form) >= 5 * 32 * 12
+    rng = np.random.default_rng(2)
+    feeds = {"i": rng.integers(-50, 50, (1, 6)), "x": rng.normal(size=(5, 2, 12)).astype(np.float32)}
+    expected, found = Session(before).run(feeds), Session(after).run(feeds)
+    for name in before.outputs:
+        noise = np.square(found[name] - expected[name]).sum() / np.square(expected[name]).sum()
+        assert -10 * np.log10(noise) > decibels, name
+
+
+def test_tables_stay_unless_asked_for() -> None:
+    after, _ = stored(looked_up(), weights="int8")
+    assert after.constants["table"].dtype == np.float32
+    assert only(after, "Gather").inputs[0] == "table"
