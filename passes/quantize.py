@@ -59,8 +59,9 @@ def _slower(graph: Graph, decided: Plan, context: Context, decoded: bool) -> dic
     """Nodes whose integer code does not pay on the targets, with the reason; `decoded`: and nodes of weights alone."""
     reasons = {unit: context.slower(graph, unit.anchor, False) for unit in decided.units}
     found = {node: reason for unit, reason in reasons.items() if reason for node in unit.nodes}
-    alone = ((node, context.slower(graph, node, True)) for node in decided.weight_only if decoded)
-    return {**found, **{node: reason for node, reason in alone if reason}}
+    others = [(node, context.slower(graph, node, False)) for node in decided.dynamic]
+    others += [(node, context.slower(graph, node, True)) for node in decided.weight_only if decoded]
+    return {**found, **{node: reason for node, reason in others if reason}}
 
 
 def _tried(step: "Quantize", graph: Graph, context: Context, memory: Memory, way: Way) -> Graph:

@@ -104,11 +104,15 @@ def test_a_function_gives_arrays_by_name(tmp_path: Path) -> None:
         ("return {'x': numpy.zeros((2, 3))}", "array 'x': expected float32"),
         ("return {'z': numpy.zeros((2, 3))}", "expected an array 'x' as the model's input, got z"),
         ("return {'x': numpy.array([None])}", "expected numbers, got Python objects"),
+        ("return {'x': numpy.zeros((2, 3, 6, 4), 'f4')}", r"expected shape \[N, 3, 4, 6\]"),
+        ("return {'x': numpy.zeros((0, 3, 4, 6), 'f4')}", "expected samples, got empty arrays"),
+        ("return {'x': numpy.full((2, 3, 4, 6), numpy.nan, 'f4')}", "got NaN or infinity in row 0"),
+        ("return {'x': numpy.full((2, 3, 4, 6), numpy.inf, 'f4')}", "got NaN or infinity in row 0"),
     ],
 )
 def test_functions_that_cannot_serve_are_refused(body: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
-        function(tmp_path, body)
+        list(function(tmp_path, body))
 
 
 @pytest.mark.parametrize(("distribution", "low", "high"), [("normal", -9, 9), ("uniform", 0, 1)])

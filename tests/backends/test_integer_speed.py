@@ -82,3 +82,12 @@ def test_products_of_activations_depend_on_the_target() -> None:
     after, reasons = quantized_for(graph, V3)
     assert after is graph
     assert reasons == {"scores": "its integer code has 0.72x the speed of its float code on x86-64-v3"}
+
+
+def test_products_quantized_at_run_time_stay_float_for_the_same_reason() -> None:
+    context = Context(slower=slower_on([V2]))
+    step = Quantize.model_validate({"weights": "int8", "activations": "uint8", "calibrate": "dynamic"})
+    after = step.apply(grouped(), context)
+    reasons = {skip.node: skip.reason for skip in context.skips}
+    assert reasons["grouped"] == "its integer code has 0.47x the speed of its float code on x86-64-v2"
+    assert ops(after)["ConvInteger"] == 2 and "v" in after.constants
