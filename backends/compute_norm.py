@@ -1,25 +1,30 @@
-"""Softmax and layer normalization along the last axis: a task is a row, its statistics stay in registers.
+"""Softmax along the last axis, and normalizations: a task is a row, its statistics stay in registers.
 
 for task = row:
   most  = max over k of x[row, k]                       Softmax
   y[row, k] = e^(x[row, k] - most); total += y[row, k]
   y[row, k] = y[row, k] / total                         (LogSoftmax: x[row, k] - most - log(total))
 for task = row:
-  mean = sum over k of x[row, k] / n                    LayerNormalization
-  variance = sum over k of (x[row, k] - mean)^2 / n
-  y[row, k] = (x[row, k] - mean) / sqrt(variance + epsilon) * gamma[k] + beta[k]
+  mean = sum over k of x[row, k] / n                    LayerNormalization and its like (Ba et al., arXiv:1607.06450;
+  variance = sum over k of (x[row, k] - mean)^2 / n     Ulyanov et al., 1607.08022; Wu and He, 1803.08494; without the
+  y[row, k] = (x[row, k] - mean)                        mean Zhang and Sennrich, 1910.07467), scheduled by
+              * (gamma[k] / sqrt(variance + epsilon))   `schedule_rows`
+              + beta[k]
 """
 
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 import tvm
-from tvm import tirx, topi
+from tvm import te, tirx, topi
 
 from graphc.backends import vector_math
-from graphc.backends.relax_module import ALIAS, OPAQUE, Lowering, computes, convert
+from graphc.backends.layout import POINTWISE
+from graphc.backends.relax_module import ALIAS, OPAQUE, OUT_FUSIBLE, REDUCTION, Lowering, computes, convert
 from graphc.backends.statements import const, function, loop, sequence, spread, tasks, vector
 from graphc.ir import Node
 
@@ -113,49 +118,111 @@ def softmax(state: Lowering, node: Node) -> Sequence[Any]:
     return [state.emit_function(kernel, [_flat(state, node.inputs[0])], state.type(node.outputs[0]), "softmax")]
 
 
-@computes("", "LayerNormalization")
+@dataclass(frozen=True)
+class _Statistics:
+    """How elements are grouped that share a mean and a variance.
+
+    `members` are the extents over which a group goes; `element(group, member)` is the index of one of its elements of
+    x, `group(index)` the other way round.
+    """
+
+    groups: tuple[int, ...]
+    members: tuple[int, ...]
+    element: Callable[[Sequence[Any], Sequence[Any]], Sequence[Any]]
+    group: Callable[[Sequence[Any]], Sequence[Any]]
+
+
+def _trailing(dims: Sequence[int], first: int) -> _Statistics:
+    """All elements along the axes from `first` on."""
+    groups = tuple(dims[:first]) or (1,)
+    return _Statistics(
+        groups,
+        tuple(dims[first:]),
+        lambda group, member: (*group[:first], *member),
+        lambda index: tuple(index[:first]) or (0,),
+    )
+
+
+def _of_channels(dims: Sequence[int], groups: int) -> _Statistics:
+    """All positions of neighbouring channels, x being (N, C, *spatial)."""
+    width = dims[1] // groups
+    return _Statistics(
+        (dims[0], groups),
+        (width, *dims[2:]),
+        lambda group, member: (group[0], group[1] * width + member[0], *member[1:]),
+        lambda index: (index[0], index[1] // width),
+    )
+
+
+def _normalized(state: Lowering, node: Node, shared: _Statistics, place: slice, *, centred: bool = True) -> Any:
+    """(x - mean) * (gamma / sqrt(variance + epsilon)) + beta; not `centred`: without the mean, as if it were 0.
+
+    gamma and beta have the axes `place` of x. What follows element by element is computed with it, in registers; what
+    comes before where nothing follows.
+    """
+    share = 1.0 / prod(shared.members)
+    epsilon, size = node.get_float("epsilon", 1e-5), state.type(node.inputs[0]).dims
+
+    def define(x: te.Tensor, *weights: te.Tensor) -> te.Tensor:
+        def total(term: Callable[[Sequence[Any], Any], Any], name: str) -> te.Tensor:
+            steps = [te.reduce_axis((0, extent), f"m{axis}") for axis, extent in enumerate(shared.members)]
+            return te.compute(
+                shared.groups, lambda *g: te.sum(term(g, x[tuple(shared.element(g, steps))]), axis=steps), name=name
+            )
+
+        sums = total(lambda _, element: element, "sums") if centred else None
+
+        def away(group: Sequence[Any], element: Any) -> Any:
+            return element if sums is None else element - sums[tuple(group)] * _real(share)
+
+        squares = total(lambda g, element: away(g, element) * away(g, element), "squares")
+
+        def inverse(*group: Any) -> Any:
+            return _real(1.0) / tirx.sqrt(squares[group] * _real(share) + _real(epsilon))
+
+        scales = te.compute(shared.groups, inverse, name="scales", attrs={"graphc.role": "statistic"})
+
+        def value(*i: Any) -> Any:
+            group = shared.group(i)
+            scale = scales[tuple(group)] * weights[0][i[place]] if weights else scales[tuple(group)]
+            scaled = away(group, x[i]) * scale
+            return scaled + weights[1][i[place]] if len(weights) > 1 else scaled
+
+        return te.compute(size, value, name="normalized")
+
+    operands = [state.value(name) for name in node.inputs if name]
+    pattern = OUT_FUSIBLE if _is_followed(state, node) else REDUCTION
+    return state.emit(define, *operands, name=node.op.lower(), pattern=pattern)
+
+
+def _real(value: float) -> Any:
+    return const(value, "float32")
+
+
+def _is_followed(state: Lowering, node: Node) -> bool:
+    """Whether all that reads a result works element by element."""
+    name = node.outputs[0]
+    readers = state.graph.users.get(name, ())
+    return bool(readers) and name not in state.graph.outputs and all(each.op in POINTWISE for each in readers)
+
+
+@computes("", "LayerNormalization", "RMSNormalization")
 def layer_normalization(state: Lowering, node: Node) -> Sequence[Any]:
-    """Over the last axis, in float32, with one result; others as elsewhere."""
+    """Over the last axes, in float32, with one result and weights of the shape of those axes; others as elsewhere."""
     kind = state.type(node.inputs[0])
-    rank, lanes = len(kind.dims), state.target.lanes(32)
-    last = rank > 0 and node.get_int("axis", -1) % rank == rank - 1
-    vectors = [name for name in node.inputs[1:] if name]
-    plain = last and len(node.results) == 1 and all(state.type(name).dims == kind.dims[-1:] for name in vectors)
-    if not plain or kind.dtype != np.float32 or not kind.size or lanes < 2:
+    first = node.get_int("axis", -1) % max(len(kind.dims), 1)
+    whole = all(state.type(name).dims == kind.dims[first:] for name in node.inputs[1:] if name)
+    if kind.dtype != np.float32 or len(node.results) > 1 or not whole or not kind.size:
         return convert(state, node)
-    length, epsilon = kind.dims[-1], node.get_float("epsilon", 1e-5)
-    x, y = (tirx.decl_buffer((kind.size,), "float32", name) for name in "xy")
-    weights = [tirx.decl_buffer((length,), "float32", name) for name in ("gamma", "beta")[: len(vectors)]]
-    row = _Row(length, lanes)
+    centred = node.op == "LayerNormalization"
+    return [_normalized(state, node, _trailing(kind.dims, first), slice(first, None), centred=centred)]
 
-    def body(task: Any) -> Any:
-        mean, scale = (tirx.decl_buffer((lanes,), "float32", name, scope="local") for name in ("mean", "scale"))
-        first, share, zero = const(0), const(1.0 / length, "float32"), const(0.0, "float32")
 
-        def element(k: Any, count: int) -> Any:
-            return x[vector(task * length + k, count)]
-
-        def centred(k: Any, count: int) -> Any:
-            return element(k, count) - spread(mean[first], count)
-
-        def normal(k: Any, count: int) -> Any:
-            value = centred(k, count) * spread(scale[first], count) * weights[0][vector(k, count)]
-            value = value + weights[1][vector(k, count)] if len(weights) > 1 else value
-            return tirx.BufferStore(y, value, [vector(task * length + k, count)])
-
-        deviation = tirx.sqrt(scale[first] * share + const(epsilon, "float32"))
-        return sequence(
-            [
-                tirx.AllocBuffer(mean),
-                tirx.AllocBuffer(scale),
-                row.reduced(mean, zero, operator.add, element),
-                tirx.BufferStore(mean, mean[first] * share, [first]),
-                row.reduced(scale, zero, operator.add, lambda k, count: centred(k, count) * centred(k, count)),
-                tirx.BufferStore(scale, const(1.0, "float32") / deviation, [first]),
-                row.each(normal),
-            ]
-        )
-
-    kernel = function([x, *weights, y], _attributes(), [tasks(kind.size // length, body)])
-    operands = [_flat(state, node.inputs[0]), *(state.value(name) for name in vectors)]
-    return [state.emit_function(kernel, operands, state.type(node.outputs[0]), "layer_normalization")]
+@computes("", "InstanceNormalization", "GroupNormalization")
+def channel_normalization(state: Lowering, node: Node) -> Sequence[Any]:
+    """Over all positions of each channel, or of neighbouring ones, in float32; others as elsewhere."""
+    kind = state.type(node.inputs[0])
+    if kind.dtype != np.float32 or not kind.size:
+        return convert(state, node)
+    groups = node.get_int("num_groups", kind.dims[1])
+    return [_normalized(state, node, _of_channels(kind.dims, groups), slice(1, 2))]

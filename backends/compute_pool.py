@@ -113,17 +113,33 @@ def average_pool(state: Lowering, node: Node) -> Sequence[Any]:
 
 
 @computes("graphc.nhwc", "GlobalAveragePool", "GlobalMaxPool")
-def global_pool(state: Lowering, node: Node) -> Sequence[Any]:
+def global_pool_last(state: Lowering, node: Node) -> Sequence[Any]:
+    """Of channels last: a vector of channels at a time."""
+    return _global_pool(state, node, range(1, len(state.type(node.inputs[0]).dims) - 1))
+
+
+@computes("", "GlobalAveragePool", "GlobalMaxPool")
+def global_pool_first(state: Lowering, node: Node) -> Sequence[Any]:
+    """In ONNX's own layout: a channel's positions are a row."""
+    return _global_pool(state, node, range(2, len(state.type(node.inputs[0]).dims)))
+
+
+def _global_pool(state: Lowering, node: Node, spatial: range) -> Sequence[Any]:
     """Mean or maximum over all spatial positions, kept as size 1."""
-    size = state.type(node.inputs[0]).dims[1:-1]
-    output = state.type(node.outputs[0]).dims
-    dtype = state.type(node.inputs[0]).dtype.name
+    size, output = state.type(node.inputs[0]).dims, state.type(node.outputs[0]).dims
+    dtype = state.type(node.inputs[0]).dtype
+    share = 1.0 / float(np.prod([size[axis] for axis in spatial]))
 
     def define(x: te.Tensor) -> te.Tensor:
-        axes = [te.reduce_axis((0, extent), f"p{axis}") for axis, extent in enumerate(size)]
+        steps = {axis: te.reduce_axis((0, size[axis]), f"p{axis}") for axis in spatial}
+        combine, name = (te.sum, "pool_sum") if node.op == "GlobalAveragePool" else (te.max, "pool_max")
+
+        def element(*i: Any) -> Any:
+            return combine(x[tuple(steps.get(axis, place) for axis, place in enumerate(i))], axis=[*steps.values()])
+
+        found = te.compute(output, element, name=name)
         if node.op == "GlobalMaxPool":
-            return te.compute(output, lambda *i: te.max(x[(i[0], *axes, i[-1])], axis=axes), name="pool_max")
-        total = te.compute(output, lambda *i: te.sum(x[(i[0], *axes, i[-1])], axis=axes), name="pool_sum")
-        return te.compute(output, lambda *i: total[i] * tirx.const(1.0 / float(np.prod(size)), dtype), name="out")
+            return found
+        return te.compute(output, lambda *i: found[i] * tirx.const(share, dtype.name), name="out")
 
     return [state.emit(define, state.value(node.inputs[0]), name="global_pool", pattern=OUT_FUSIBLE)]

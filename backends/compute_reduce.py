@@ -1,4 +1,8 @@
-"""Extrema along axes. TVM starts a maximum at the lowest finite number, so that -inf among -inf alone is lost."""
+"""Extrema along axes. TVM starts a maximum at the lowest finite number, so that -inf among -inf alone is lost.
+
+NaN is passed over wherever it stands (onnxruntime's answer depends on where); of nothing else, as of nothing, the
+extremum is where it starts.
+"""
 
 from collections.abc import Sequence
 from math import inf, prod
@@ -26,10 +30,10 @@ def extremum(state: Lowering, node: Node) -> Sequence[Any]:
     keep, largest = node.get_int("keepdims", 1), node.op == "ReduceMax"
     first = _lowest(dtype) if largest else _highest(dtype)
 
-    def combine(a: Any, b: Any) -> Any:
+    def combine(known: Any, new: Any) -> Any:
         if dtype == np.bool_:
-            return tirx.any(a, b) if largest else tirx.all(a, b)
-        return tirx.max(a, b) if largest else tirx.min(a, b)
+            return tirx.any(known, new) if largest else tirx.all(known, new)
+        return tirx.max(new, known) if largest else tirx.min(new, known)  # of two unordered numbers the second
 
     def define(x: te.Tensor) -> te.Tensor:
         if not axes:

@@ -16,7 +16,7 @@ from graphc.backends import decompose_quantized as quantized
 from graphc.backends import decompose_signal as signal
 from graphc.backends import decompose_windows as windows
 from graphc.backends.dead_nodes import drop_dead_nodes
-from graphc.backends.decompose_functions import expand, whole_normalization
+from graphc.backends.decompose_functions import double_normalization, expand
 from graphc.backends.decompose_recurrent import recurrent
 from graphc.backends.decompose_resize import resize
 from graphc.backends.decompose_rewrite import Decline, Rewrite, Rule
@@ -26,7 +26,7 @@ from graphc.ir.graph import Graph, Node
 from graphc.passes.fold_constants import fold_constants
 
 FUNCTIONS = (
-    *("Attention", "BlackmanWindow", "CastLike", "Celu", "CenterCropPad", "GroupNormalization"),
+    *("Attention", "BlackmanWindow", "CastLike", "Celu", "CenterCropPad"),
     *("HammingWindow", "HannWindow", "MeanVarianceNormalization", "NegativeLogLikelihoodLoss", "RotaryEmbedding"),
     *("SoftmaxCrossEntropyLoss", "SwiGLU", "Swish"),
 )
@@ -51,7 +51,7 @@ RULES: Mapping[str, Rule] = {
     "MaxUnpool": windows.max_unpool,
     "QLinearConv": quantized.qlinear_conv,
     "QLinearMatMul": quantized.qlinear_matmul,
-    "RMSNormalization": whole_normalization,
+    **dict.fromkeys(("GroupNormalization", "RMSNormalization"), double_normalization),
     "Resize": resize,
     "ReverseSequence": arrays.reverse_sequence,
     "STFT": signal.stft,

@@ -158,6 +158,8 @@ def _spatial(state: _Layouts, node: Node) -> bool:
     rank = _rank(state, node.inputs[0])
     if node.get_int("channels_last", 0):
         return False  # laid out already
+    if node.op.startswith("Global") and not node.domain and not _follows(state, node.inputs[:1]):
+        return False  # its result is the same in both layouts, and it reads rows as well as columns
     if rank not in (3, 4, 5) or len(node.results) > 1 or not _full_window(node):
         return False
     attributes = dict(node.attributes)

@@ -30,6 +30,8 @@ INLINE_INTEGERS = 1024
 
 OUT_FUSIBLE = 4
 """TVM's kOutEWiseFusable: an anchor that takes elementwise operators as its epilogue."""
+REDUCTION = 3
+"""TVM's kCommReduce: takes elementwise operators as its prologue."""
 INJECTIVE = 2
 OPAQUE = 8
 """TVM's kOpaque: never fused."""

@@ -10,6 +10,7 @@ from graphc.backends import (
     schedule_depthwise,
     schedule_generic,
     schedule_half,
+    schedule_rows,
     schedule_sparse,
     schedule_window,
     schedule_winograd,
@@ -41,4 +42,4 @@ def scheduled(function: Any, target: Target) -> Any:
             nest = rule(anchor, target)
             if nest is not None:
                 return nest
-    return schedule_generic.schedule(function, target)
+    return schedule_rows.schedule(function, target) or schedule_generic.schedule(function, target)

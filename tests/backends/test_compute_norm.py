@@ -1,5 +1,6 @@
-"""Softmax and layer normalization over rows of odd lengths, against float64, on every x86-64 level."""
+"""Softmax over rows of odd lengths, and normalizations, against float64, on every x86-64 level."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -46,3 +47,57 @@ def test_rows(cpu: str, tmp_path: Path) -> None:
         assert isinstance(found, dict)
         for name, value in expected.items():
             assert np.abs(found[name] - value).max() <= 2e-6 * np.abs(value).max(), name
+
+
+def over(x: Array, axes: tuple[int, ...], *, centred: bool = True) -> Array:
+    """x without its mean (where `centred`) over its deviation along axes, in float64."""
+    wide = x.astype(np.float64)
+    away = wide - wide.mean(axes, keepdims=True) if centred else wide
+    return away / np.sqrt((away**2).mean(axes, keepdims=True) + 1e-5)
+
+
+FEEDS: Mapping[str, tuple[int, ...]] = {"a": (2, 6, 5, 7), "b": (2, 6, 5, 7), "c": (3, 4, 33), "d": (3, 4, 33)}
+WEIGHTS: Mapping[str, tuple[int, ...]] = {"g6": (6,), "b6": (6,), "g57": (5, 7), "b57": (5, 7), "g33": (33,)}
+NORMS: Mapping[str, tuple[str, tuple[int, ...]]] = {
+    "instance": ("instance = InstanceNormalization(a, g6, b6)", FEEDS["a"]),
+    "followed": ("n0 = InstanceNormalization(b, g6, b6) followed = Relu(n0)", FEEDS["a"]),
+    "grouped": ("n1 = GroupNormalization<num_groups=3>(a, g6, b6) t1 = Sigmoid(n1) grouped = Mul(n1, t1)", FEEDS["a"]),
+    "planes": ("planes = LayerNormalization<axis=2>(a, g57, b57)", FEEDS["a"]),
+    "sum": ("s2 = Add(c, d) sum = RMSNormalization(s2, g33)", FEEDS["c"]),
+    "whole": ("whole = RMSNormalization<axis=0>(c, d)", FEEDS["c"]),
+    "unbiased": ("unbiased = LayerNormalization(d, g33)", FEEDS["c"]),
+}
+
+
+@pytest.mark.parametrize("cpu", ("x86-64-v2", "x86-64-v4"))
+def test_normalizations(cpu: str, tmp_path: Path) -> None:
+    """Each is one kernel, with what comes before or after it element by element."""
+    target, rng = runnable(cpu), np.random.default_rng(4)
+    feeds = {name: (3 + rng.standard_normal(shape)).astype(np.float32) for name, shape in FEEDS.items()}
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in WEIGHTS.items()}
+    gain, bias = (weights[name].reshape(6, 1, 1) for name in ("g6", "b6"))
+    a, b, c, d = feeds.values()
+    grouped = over(a.reshape(2, 3, 2, 5, 7), (2, 3, 4)).reshape(a.shape) * gain + bias
+    expected = {
+        "instance": over(a, (2, 3)) * gain + bias,
+        "followed": np.maximum(over(b, (2, 3)) * gain + bias, 0),
+        "grouped": grouped / (1 + np.exp(-grouped)),
+        "planes": over(a, (2, 3)) * weights["g57"] + weights["b57"],
+        "sum": over(c.astype(np.float64) + d, (2,), centred=False) * weights["g33"],
+        "whole": over(c, (0, 1, 2), centred=False) * d,
+        "unbiased": over(d, (2,)) * weights["g33"],
+    }
+    inputs = ", ".join(f"float[{','.join(map(str, shape))}] {name}" for name, shape in FEEDS.items())
+    outputs = ", ".join(f"float[{','.join(map(str, shape))}] {name}" for name, (_, shape) in NORMS.items())
+    body = " ".join(text for text, _ in NORMS.values())
+    proto = parser.parse_graph(f"g ({inputs}) => ({outputs}) {{ {body} }}")
+    proto.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
+    graph = load(helper.make_model(proto, opset_imports=[helper.make_opsetid("", 23)], ir_version=11))
+    with Server(1) as server:
+        manifest = build_target(graph, target, tmp_path / "out", server, Cache(tmp_path / "cache"))
+    assert len(manifest.steps) == len(NORMS)
+    with Runner(tmp_path / "out", 1) as runner:
+        found = runner(**feeds)
+    assert isinstance(found, dict)
+    for name, value in expected.items():
+        assert np.abs(found[name] - value).max() <= 2e-6 * np.abs(value).max(), name

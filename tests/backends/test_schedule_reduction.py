@@ -10,7 +10,7 @@ import pytest
 from tvm import te, tirx
 
 from graphc.backends import objects
-from graphc.backends.schedule_generic import schedule
+from graphc.backends.schedule import scheduled
 from graphc.backends.stages import stages
 from tests.backends.kernel_calls import LEVELS, Compiled, runnable
 
@@ -28,11 +28,14 @@ CASES = (
     ((3, 8), (1,)),
     ((2, 3, 1, 8), (2, 3)),
     ((5, 16), (1,)),
+    ((9, 7, 7), (1, 2)),
+    ((3, 14, 14), (1, 2)),
+    ((3, 100), (1,)),
 )
 
 
 def _larger(a: Any, b: Any) -> Any:
-    return tirx.max(a, b)
+    return tirx.max(b, a)
 
 
 LARGEST = te.comm_reducer(_larger, lambda kind: tirx.const(-math.inf, str(kind)), name="largest")
@@ -59,7 +62,7 @@ def test_values(cpu: str, tmp_path: Path) -> None:
     target, rng = runnable(cpu), np.random.default_rng(11)
     for shape, axes in CASES:
         for number, (name, kind) in enumerate((("sum", te.sum), ("max", te.max), ("max", LARGEST))):
-            (stage,) = stages(schedule(reduction(shape, axes, kind), target))
+            (stage,) = stages(scheduled(reduction(shape, axes, kind), target))
             x = rng.standard_normal(shape).astype(np.float32)
             expected = getattr((x.astype(np.float64) - 1) ** 2, name)(axis=axes)
             y = np.full(expected.shape or (1,), np.nan, np.float32)
@@ -72,6 +75,23 @@ def test_values(cpu: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("shape", "axes"), [((2, 7, 7, 64), (1, 2)), ((4, 384), (1,)), ((6, 32, 16), (2,))])
 def test_sums_are_vectors(shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
     target = runnable("x86-64-v3")
-    (stage,) = stages(schedule(reduction(shape, axes, te.sum), target))
+    (stage,) = stages(scheduled(reduction(shape, axes, te.sum), target))
     code = objects.assembly(objects.tir_json(stage.function), "kernel", target)
     assert "vfmadd" in code and "ymm" in code
+
+
+@pytest.mark.parametrize("shape", [(3, 100), (4, 40), (3, 5)])
+def test_nan_is_passed_over(shape: tuple[int, int], tmp_path: Path) -> None:
+    """Wherever it stands, in rows with and without whole vectors."""
+    target, rng = runnable("x86-64-v3"), np.random.default_rng(12)
+    x = te.placeholder(shape, name="x")
+    steps = te.reduce_axis((0, shape[1]), "k")
+    y = te.compute(shape[:1], lambda i: LARGEST(x[i, steps], axis=[steps]), name="y")
+    (stage,) = stages(scheduled(te.create_prim_func([x, y]), target))
+    run = Compiled(stage.function, target, tmp_path)
+    for place in range(shape[1]):
+        given = rng.standard_normal(shape).astype(np.float32)
+        given[:, place] = math.nan
+        found = np.empty(shape[0], np.float32)
+        run(given, found)
+        np.testing.assert_array_equal(found, np.nanmax(given, axis=1))
