@@ -20,51 +20,14 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import te, tirx, topi
+from tvm import te, tirx
 
 from graphc.backends import vector_math
 from graphc.backends.layout import POINTWISE
-from graphc.backends.relax_module import ALIAS, OPAQUE, OUT_FUSIBLE, REDUCTION, Lowering, computes, convert
-from graphc.backends.statements import const, function, loop, sequence, spread, tasks, vector
+from graphc.backends.relax_module import OUT_FUSIBLE, REDUCTION, Lowering, computes, convert
+from graphc.backends.row import Row, folded
+from graphc.backends.statements import const, function, sequence, spread, tasks, vector
 from graphc.ir import Node
-
-Combine = Callable[[Any, Any], Any]
-
-
-class _Row:
-    """Loops over one row of `length` elements, `lanes` at a time, what is left over in one shorter vector."""
-
-    def __init__(self, length: int, lanes: int) -> None:
-        self.length, self.lanes = length, lanes
-
-    def each(self, body: Callable[[Any, int], Any]) -> Any:
-        """body(first element, elements) for every vector."""
-        whole, left = divmod(self.length, self.lanes)
-        parts = [loop("k", 0, whole, lambda k: body(k * self.lanes, self.lanes))] if whole else []
-        return sequence([*parts, *([body(const(whole * self.lanes), left)] if left else [])])
-
-    def reduced(self, into: Any, first: Any, combine: Combine, term: Callable[[Any, int], Any]) -> Any:
-        """into[0] = the combination of term(first element, elements) over the row."""
-
-        def add(k: Any, count: int) -> Any:
-            place = vector(const(0), count)
-            return tirx.BufferStore(into, combine(into[place], term(k, count)), [place])
-
-        return sequence([self.filled(into, first), self.each(add), *self.folded(into, combine)])
-
-    def filled(self, into: Any, value: Any) -> Any:
-        return tirx.BufferStore(into, spread(value, self.lanes), [vector(const(0), self.lanes)])
-
-    def folded(self, into: Any, combine: Combine) -> list[Any]:
-        """into[0] = the combination of all lanes, halves first."""
-        halves = [self.lanes >> step for step in range(1, self.lanes.bit_length())]
-        pairs = [(vector(const(0), half), vector(const(half), half)) for half in halves]
-        return [tirx.BufferStore(into, combine(into[low], into[high]), [low]) for low, high in pairs]
-
-
-def _flat(state: Lowering, name: str) -> Any:
-    size = state.type(name).size
-    return state.emit(lambda x: topi.reshape(x, (size,)), state.value(name), name=ALIAS, pattern=OPAQUE)
 
 
 def _attributes() -> Any:
@@ -81,11 +44,12 @@ def softmax(state: Lowering, node: Node) -> Sequence[Any]:
         return convert(state, node)
     length, logarithm = kind.dims[-1], node.op == "LogSoftmax"
     x, y = (tirx.decl_buffer((kind.size,), "float32", name) for name in "xy")
-    row = _Row(length, lanes)
+    row = Row(length, lanes)
 
     def body(task: Any) -> Any:
         start = task * length
-        most, total = (tirx.decl_buffer((lanes,), "float32", name, scope="local") for name in ("most", "total"))
+        most = tirx.decl_buffer((row.run * lanes,), "float32", "most", scope="local")
+        total = tirx.decl_buffer((lanes,), "float32", "total", scope="local")
 
         def element(k: Any, count: int) -> Any:
             return x[vector(start + k, count)]
@@ -108,14 +72,14 @@ def softmax(state: Lowering, node: Node) -> Sequence[Any]:
             row.reduced(most, tirx.min_value("float32"), tirx.max, element),
             row.filled(total, const(0.0, "float32")),
             row.each(exponential),
-            *row.folded(total, operator.add),
+            *folded(total, operator.add, lanes),
             tirx.BufferStore(total, ending, [const(0)]),
             row.each(finished),
         ]
         return sequence([tirx.AllocBuffer(most), tirx.AllocBuffer(total), *statements])
 
     kernel = function([x, y], _attributes(), [tasks(kind.size // length, body)])
-    return [state.emit_function(kernel, [_flat(state, node.inputs[0])], state.type(node.outputs[0]), "softmax")]
+    return [state.emit_function(kernel, [state.flat(node.inputs[0])], state.type(node.outputs[0]), "softmax")]
 
 
 @dataclass(frozen=True)

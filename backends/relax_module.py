@@ -158,6 +158,11 @@ class Lowering:
         call = self.builder.call_te(function, *arguments, primfunc_name_hint=name, primfunc_attrs=attributes)
         return self.builder.emit(call, name_hint=f"{MARK}{self.index}_")
 
+    def flat(self, name: str) -> Any:
+        """An operand as an array of one dimension, which costs nothing."""
+        size = self.type(name).size
+        return self.emit(lambda x: topi.reshape(x, (size,)), self.value(name), name=ALIAS, pattern=OPAQUE)
+
     def emit_function(self, function: Any, arguments: Sequence[Any], result: TensorType, name: str) -> Any:
         """Emit a PrimFunc that is scheduled already and never fused; its flat result is given `result`'s shape."""
         function = function.with_attr("op_pattern", OPAQUE).with_attr(READY, True)

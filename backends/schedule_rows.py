@@ -20,20 +20,17 @@ import tvm.ir
 import tvm_ffi
 from tvm import s_tir, sym, tirx
 
+from graphc.backends.row import RUN, Combine, folded
 from graphc.backends.schedule_generic import inline_all
 from graphc.backends.schedule_reduction import REDUCTION, SPATIAL
 from graphc.backends.statements import VECTORIZED, const, function, loop, sequence, spread, tasks, vector
 from graphc.backends.targets import Target
 
-RUN = 4
-"""Vectors of partial results: enough that additions do not wait for each other."""
 BITS = {"float32": 32, "float64": 64, **{f"{sign}int{bits}": bits for sign in ("", "u") for bits in (8, 16, 32, 64)}}
 """Element types that partial results may have."""
 
 ANCHOR = "graphc.anchor"
 """Annotation of blocks that other rules know."""
-
-Combine = Callable[[Any, Any], Any]
 
 COMBINES: Mapping[type, Combine] = {
     tirx.Add: operator.add,
@@ -262,17 +259,7 @@ class _Rows:
         body = _around(lines, sequence([loop("n", 0, vectors // run, step), *rest, *tail]))
         self.partial[block.buffer] = made
         result = [self._store(block, (made[const(0)], lines.at))] if block.buffer in self.flat else []
-        return sequence([*clear, body, *_folded(made, combine, run, lanes), *result])
-
-
-def _folded(made: Any, combine: Combine, run: int, lanes: int) -> list[Any]:
-    """made[0] = all of its elements combined: vectors first, then halves."""
-    pairs = [(lanes, place * lanes) for place in range(1, run)]
-    pairs += [(lanes >> step, lanes >> step) for step in range(1, lanes.bit_length())]
-    return [
-        tirx.BufferStore(made, combine(made[vector(const(0), n)], made[vector(const(at), n)]), [vector(const(0), n)])
-        for n, at in pairs
-    ]
+        return sequence([*clear, body, *folded(made, combine, lanes, run), *result])
 
 
 def _around(lines: Lines, body: Any) -> Any:
