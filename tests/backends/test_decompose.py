@@ -142,7 +142,7 @@ ONNXRUNTIME = [
     ("SoftmaxCrossEntropyLoss", [normal(3, 5, 4), LABELS, np.abs(normal(5))], (),
      {"reduction": "mean", "ignore_index": 2}),
     ("NegativeLogLikelihoodLoss", [normal(3, 5, 4), LABELS], (), {"reduction": "sum"}),
-    ("GroupNormalization", [normal(2, 6, 5), normal(6), normal(6)], (), {"num_groups": 3}),
+    ("GroupNormalization", [normal(*n).astype(float) for n in ((2, 6, 5), (6,), (6,))], (), {"num_groups": 3}),
     ("LpNormalization", [normal(3, 4, 5)], (), {"axis": 1, "p": 1}),
     ("LpNormalization", [normal(3, 4, 5)], (), {"axis": -1, "p": 2}),
     ("ReverseSequence", [normal(5, 3, 2), np.array([5, 2, 1])], (), {}),
@@ -241,6 +241,7 @@ def test_layer_normalization_gives_its_mean_and_deviation() -> None:
 def test_plain_nodes_are_left_alone() -> None:
     for op, operands, constants in (
         ("LayerNormalization", [normal(3, 5), normal(5)], ()),
+        ("RMSNormalization", [normal(3, 5), normal(5)], ()),
         ("Resize", [normal(1, 2, 4, 4), None, np.array([1, 1, 2, 2], np.float32)], (2,)),
         ("BatchNormalization", [normal(4, 3), normal(3), normal(3), normal(3), np.abs(normal(3))], ()),
     ):
