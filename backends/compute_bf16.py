@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
-from graphc.backends import compute_conv, compute_matmul, halve
-from graphc.backends.dot import DOTS
+from graphc.backends import compute_conv, compute_matmul, halve, llvm_bf16
+from graphc.backends.dot import Dot
 from graphc.backends.narrow import DOMAIN
 from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
+from graphc.backends.statements import wide
 from graphc.ir import Node
 
 ROUND, HALF = 0x7FFF, 16
@@ -27,9 +28,10 @@ def rounded(value: Any) -> Any:
 @computes(DOMAIN, "Narrow")
 def narrow(state: Lowering, node: Node) -> Sequence[Any]:
     """float32 -> codes; fused into what computes the operand where nothing else reads it."""
+    code = llvm_bf16.code if state.target.has("avx512_bf16") else rounded
 
     def define(x: te.Tensor) -> te.Tensor:
-        return te.compute(x.shape, lambda *i: rounded(x[i]), name="narrow")
+        return te.compute(x.shape, lambda *i: code(x[i]), name="narrow")
 
     return [state.emit(define, state.value(node.inputs[0]), name="narrow")]
 
@@ -42,6 +44,16 @@ def half(state: Lowering, node: Node) -> Sequence[Any]:
         return te.compute(x.shape, lambda *i: x[i].astype("float16"), name="narrow")
 
     return [state.emit(define, state.value(node.inputs[0]), name="narrow")]
+
+
+@computes(DOMAIN, "Widen")
+def widen(state: Lowering, node: Node) -> Sequence[Any]:
+    """Codes -> float32, exactly."""
+
+    def define(x: te.Tensor) -> te.Tensor:
+        return te.compute(x.shape, lambda *i: wide(x[i], "float32"), name="widen")
+
+    return [state.emit(define, state.value(node.inputs[0]), name="widen")]
 
 
 @computes(DOMAIN, "Conv")
@@ -105,7 +117,7 @@ def _right(
     """The product, and its packed right operand: at compile time where it is constant, else by a kernel."""
     inner = state.type(node.inputs[0]).dims[-1]
     array, transposed = state.constant(node.inputs[1]), bool(node.get_int("transB", 0))
-    dot = DOTS["half" if node.domain == halve.DOMAIN else "amx_bf16"]
+    dot = Dot.of("half" if node.domain == halve.DOMAIN else node.get_str("dot", ""))
     block = dot.block(state.target, columns, rows)
     vectors = state.choice(node).vectors
     product = compute_matmul.Product(batch, rows, inner, columns, block, dot.step, dot.kind, vectors=vectors)

@@ -22,7 +22,7 @@ from graphc.backends.compute_sparse import Skipping, SparseOperand, Weights, des
 from graphc.backends.compute_winograd import WinogradConvolution
 from graphc.backends.cycles import Contraction
 from graphc.backends.decode import Decoder
-from graphc.backends.dot import DOTS, dot_product
+from graphc.backends.dot import DOTS, Dot, dot_product
 from graphc.backends.dot import Kind as DotKind
 from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
 from graphc.backends.statements import wide
@@ -120,14 +120,11 @@ def convolution(state: Lowering, node: Node, weights: np.dtype[Any] | None = Non
     span = window(node, size, output, kernel)
     dot, choice = DOTS["plain"], state.choice(node)
     if weights is not None and kind == "dense":
-        codes = weights == np.dtype(np.uint16)
         inputs = -(-channels // 4) * 4
         depth = inputs * kernel[-1] if span.dilations[-1] == 1 else inputs
         together = prod(output) if prod(span.strides) == 1 else output[-1]
-        if weights == np.dtype(np.float16):
-            dot = DOTS["half"]
-        else:
-            dot = DOTS["amx_bf16"] if codes else dot_product(state.target, weights, depth, together, choice.dot)
+        narrow = "half" if weights == np.dtype(np.float16) else node.get_str("dot", "")
+        dot = Dot.of(narrow) if narrow else dot_product(state.target, weights, depth, together, choice.dot)
     return Convolution(
         kind,
         span,

@@ -15,6 +15,8 @@ STREAM = 4.0
 AMX_PRODUCTS = 350.0
 """Products of 8 bits that matrix tiles add up per cycle in kernels as they are (the unit itself: 1024). ResNet-50 in 8
 bits takes as long with dense weights on tiles as with 75 % zeros skipped by vectors."""
+CALL = 1000.0
+"""Cycles of one more kernel: its call, its first misses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +35,14 @@ class Contraction:
     amx: bool = False
 
 
-def direct(work: Contraction, target: Target) -> float:
-    """Cycles of the direct sum: one register tile after the other along the rows."""
+def direct(work: Contraction, target: Target, pace: float = 1.0) -> float:
+    """Cycles of the direct sum: one register tile after the other along the rows.
+
+    `pace`: cycles of the instruction that multiplies, in those of a multiply-add.
+    """
     if work.amx:
-        return work.rows * work.columns * work.depth * work.filters / AMX_PRODUCTS
+        return work.rows * work.columns * work.depth * work.filters * work.bytes / AMX_PRODUCTS
     block = channel_block(target, work.filters)
     steps = -(-work.depth // work.step) * -(-work.filters // block)
-    arithmetic = work.rows * tile_cycles(target, work.columns, block)[0] * steps
+    arithmetic = pace * work.rows * tile_cycles(target, work.columns, block)[0] * steps
     return max(arithmetic, work.bytes * work.step * steps * block / STREAM)

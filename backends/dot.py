@@ -10,7 +10,8 @@ plain   one product at a time in int32
 
 Where products of bfloat16 are asked for (`narrow`), operands are its codes, 16 bits each:
 
-amx_bf16  16 x 32 times 32 x 16 into 16 x 16 float32
+amx_bf16  16 x 32 times 32 x 16 into 16 x 16 float32, in tiles (tdpbf16ps)
+dpbf16    2 x bfloat16 * bfloat16 -> float32 (vdpbf16ps)
 
 Where products of float16 are asked for (`halve`):
 
@@ -24,14 +25,16 @@ mla       one product at a time, of bytes as they lie in memory
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from graphc.backends.targets import Target
 from graphc.backends.tiles import AMX_CHANNELS, amx_depth, channel_block, columns_tile
 
-Kind = Literal["amx", "amx_bf16", "vnni", "madd", "sdot", "usdot", "mlal", "plain", "half", "smlad", "vmladava", "mla"]
+Kind = Literal[
+    "amx", "amx_bf16", "dpbf16", "vnni", "madd", "sdot", "usdot", "mlal", "plain", "half", "smlad", "vmladava", "mla"
+]
 
 FEWEST_BYTES, FEWEST_COLUMNS = 24, 4
 """Tiles with less depth or fewer output columns than this waste more of the unit than vectors would."""
@@ -53,8 +56,9 @@ class Dot:
         return self.kind in ("amx", "amx_bf16")
 
     @staticmethod
-    def of(kind: Kind) -> "Dot":
-        return DOTS[kind]
+    def of(kind: str) -> "Dot":
+        """By its name. Raises KeyError for none."""
+        return DOTS[cast(Kind, kind)]
 
     def stored(self, weights: np.dtype[Any], x: np.dtype[Any]) -> np.dtype[Any]:
         """What weights of this type lie in memory as, beside activations of type `x`.
@@ -84,6 +88,7 @@ class Dot:
 DOTS: dict[Kind, Dot] = {
     "amx": Dot("amx", 4, np.dtype(np.int8)),
     "amx_bf16": Dot("amx_bf16", 2, np.dtype(np.uint16)),
+    "dpbf16": Dot("dpbf16", 2, np.dtype(np.uint16)),
     "vnni": Dot("vnni", 4, np.dtype(np.int8)),
     "madd": Dot("madd", 2, np.dtype(np.int16)),
     "sdot": Dot("sdot", 4, np.dtype(np.int8)),
@@ -114,6 +119,12 @@ def dot_product(target: Target, weights: np.dtype[Any], depth: int, columns: int
     if weights == np.dtype(np.int8) and target.has("dotprod"):
         return DOTS["usdot"] if target.has("i8mm") else DOTS["sdot"]
     return wide_product(target)
+
+
+def bf16_products(target: Target, depth: int, columns: int) -> list[Dot]:
+    """The instructions for bfloat16 that a target has, for so many bytes of depth and output columns in a row."""
+    tiles = [DOTS["amx_bf16"]] if target.has("amx_bf16") and tiles_fit(depth, columns) else []
+    return tiles + ([DOTS["dpbf16"]] if target.has("avx512_bf16") else [])
 
 
 def wide_product(target: Target) -> Dot:

@@ -119,6 +119,7 @@ def manifest(unit: Unit, toolchain: Toolchain, library_bytes: int, footprint: Fo
         steps=tuple(steps),
         decisions=unit.program.decisions,
         prepared=unit.program.prepared,
+        multiplied=unit.program.multiplied,
     )
 
 

@@ -15,13 +15,11 @@ from collections.abc import Sequence
 from functools import partial
 from math import prod
 
-from graphc.backends.cycles import Contraction, direct
+from graphc.backends.cycles import CALL, Contraction, direct
 from graphc.backends.targets import Target
 from graphc.backends.winograd import KERNEL, choose, cycles
 from graphc.passes.protocol import Speed, Sums
 
-CALL = 1000.0
-"""Cycles of one more kernel: its call, its first misses."""
 INTERMEDIATE = 32.0
 """Bytes written and read again per cycle."""
 STORES = 2.0

@@ -44,11 +44,12 @@ def lower(graph: Graph, target: Target, note: Note = lambda _: None, choices: Ch
     Raises UnsupportedError naming the node that no kernel exists for, InputError where a shape is open.
     """
     _require_static(graph)
-    laid_out, patches = _in_patches(narrowed(halved(channels_last(widened(graph)), target), target), target)
+    narrow = narrowed(halved(channels_last(widened(graph)), target), target)
+    laid_out, patches = _in_patches(narrow.graph, target)
     module, constants, decisions = relax_module(laid_out, target, note, choices)
     module, marks = fused(module)
     program = _Assembly(laid_out, target, constants, marks, note).program(module)
-    return replace(program, decisions=decisions, patches=patches)
+    return replace(program, decisions=decisions, patches=patches, multiplied=narrow.told)
 
 
 def _in_patches(graph: Graph, target: Target) -> tuple[Graph, Patches | None]:

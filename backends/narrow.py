@@ -4,9 +4,17 @@
 
 Each operand is rounded once, to nearest, ties to even: by at most u = 2^-8 of itself, so that of a result
     |error| <= (2u + u^2 + (n + 1) 2^-24) sum |x| |w|        n terms, added in float32 in some order
-Source: N. Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1. Constant weights are rounded at
-compile time. What matrix tiles (AMX) do not fit stays in float32: convolutions with groups or of three dimensions,
-products of vectors or of odd depth, layers with few channels or columns, and weights that a decoder computes.
+Source: N. Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1. Both instructions (tdpbf16ps on
+matrix tiles, vdpbf16ps) take operands and give results below 2^-126 as 0, which adds at most 2^-126 (1 + |x| + |w|) a
+term. Constant weights are rounded at compile time.
+
+    r = Relu(...)   y = Conv(r, w)   z = Add(y, r)   ->   n = Narrow(r)   y = Conv(n, w')   z = Add(y, Widen(n))
+
+What a product reads is kept as its codes alone where sums and products of elements are all that read it beside: half
+the bytes of a residual, each rounded by u once more.
+
+A product whose form neither instruction takes stays in float32, and so does one that is expected to be no faster
+(`graphc.backends.bf16_speed`); `Narrowed.told` says of each what multiplies it and why, as the build's report does.
 """
 
 from collections.abc import Mapping
@@ -16,22 +24,39 @@ from math import prod
 import ml_dtypes
 import numpy as np
 
-from graphc.backends.dot import tiles_fit
+from graphc.artifact import Multiplied
+from graphc.backends.bf16_speed import LEAST_GAIN, Layer, fastest
 from graphc.backends.layout import DOMAIN as CHANNELS_LAST
 from graphc.backends.targets import Target
+from graphc.backends.widen import NARROW
 from graphc.ir.graph import Array, Graph, Node, TensorType
 
 DOMAIN = "graphc.bf16"
-WIDTH = 2
-"""Bytes of a code."""
 CODE, FLOAT = np.dtype(np.uint16), np.dtype(np.float32)
+ELEMENTWISE = frozenset({"Add", "Mul", "Sub"})
+"""Operators whose kernels widen an operand where they read it."""
 ROUNDING = 2.0**-8
 """u: the largest relative error of rounding a normal number to bfloat16."""
+SMALLEST = 2.0**-126
+"""What is nearer to 0 than this counts as 0."""
 
 
-def narrowed(graph: Graph, target: Target) -> Graph:
+MULTIPLIES = {(CHANNELS_LAST, "Conv"), (CHANNELS_LAST, "ConvTranspose"), ("", "MatMul"), ("", "Gemm")}
+INSTRUCTIONS = {"amx_bf16": "tdpbf16ps", "dpbf16": "vdpbf16ps"}
+"""By kind of dot product (`graphc.backends.dot`), which a narrowed node has as its attribute `dot`."""
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """A graph, and what multiplies each of its products of floats."""
+
+    graph: Graph
+    told: tuple[Multiplied, ...] = ()
+
+
+def narrowed(graph: Graph, target: Target) -> Narrowed:
     """A laid-out graph with its products as `target.arithmetic` has them; the same object where that is float32."""
-    return _Narrowing(graph).run() if target.arithmetic == "bf16" else graph
+    return _Narrowing(graph, target).run() if target.arithmetic == "bf16" else Narrowed(graph)
 
 
 def codes(array: Array) -> Array:
@@ -44,42 +69,107 @@ class _Narrowing:
     """One walk in order; `narrow` are the codes that stand for values."""
 
     graph: Graph
+    target: Target
     nodes: list[Node] = field(default_factory=list)
     types: dict[str, TensorType] = field(default_factory=dict)
     constants: dict[str, Array] = field(default_factory=dict)
     narrow: dict[str, str] = field(default_factory=dict)
+    told: list[Multiplied] = field(default_factory=list)
 
-    def run(self) -> Graph:
+    def run(self) -> Narrowed:
         self.types, self.constants = dict(self.graph.types), dict(self.graph.constants)
         for node in self.graph.nodes:
-            if not self._takes(node):
-                self.nodes.append(node)
-                continue
-            operands = [self._code(name) for name in node.inputs[:2]]
-            self.nodes.append(replace(node, domain=DOMAIN, inputs=(*operands, *node.inputs[2:])))
+            self.nodes.append(self._narrowed(node) if self._multiplies(node) else node)
+        self._keep_codes()
         used = {name for node in self.nodes for name in node.reads} | set(self.graph.outputs)
         constants = {name: array for name, array in self.constants.items() if name in used}
-        return replace(self.graph, nodes=tuple(self.nodes), types=self.types, constants=constants)
+        graph = replace(self.graph, nodes=tuple(self.nodes), types=self.types, constants=constants)
+        return Narrowed(graph, tuple(self.told))
 
-    def _takes(self, node: Node) -> bool:
-        if (node.domain, node.op) not in {(CHANNELS_LAST, "Conv"), ("", "MatMul"), ("", "Gemm")}:
+    def _keep_codes(self) -> None:
+        """Let elementwise readers of a value that was narrowed read its codes, where nothing else reads the value."""
+        borders = {*self.graph.inputs, *self.graph.outputs}
+        readers: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in node.reads:
+                readers.setdefault(name, []).append(node)
+        wide: dict[str, str] = {}
+        for name, made in self.narrow.items():
+            others = [node for node in readers.get(name, []) if node.op != "Narrow"]
+            if name not in borders and others and all(not n.domain and n.op in ELEMENTWISE for n in others):
+                wide[name] = made
+        self.nodes = [each for node in self.nodes for each in self._reading(node, wide)]
+
+    def _reading(self, node: Node, wide: Mapping[str, str]) -> list[Node]:
+        """The node with operands of `wide` widened from their codes, each just before it."""
+        if node.op == "Narrow" or wide.keys().isdisjoint(node.reads):
+            return [node]
+        operands = {name: f"{name}@wide@{node.outputs[0]}" for name in node.inputs if name in wide}
+        for name, made in operands.items():
+            self.types[made] = self.types[name]
+        widened = [Node("Widen", (wide[name],), (made,), {}, made, DOMAIN) for name, made in operands.items()]
+        return [*widened, replace(node, inputs=tuple(operands.get(name, name) for name in node.inputs))]
+
+    def _multiplies(self, node: Node) -> bool:
+        if (node.domain, node.op) not in MULTIPLIES:
             return False
         x, w = (self.types[name] for name in node.inputs[:2])
-        if x.dtype != FLOAT or w.dtype != FLOAT or not x.size or not w.size or self._is_decoded(node.inputs[1]):
-            return False
-        if node.op == "Conv":
-            dense = node.get_int("group", 1) == 1 and len(w.dims) == 4 and node.inputs[1] in self.constants
-            return dense and tiles_fit(*self._run(node))
-        matrices = min(len(x.dims), len(w.dims)) > 1 and x.dims[-1] % 2 == 0 and not node.get_int("transA", 0)
-        return matrices and tiles_fit(WIDTH * x.dims[-1], x.dims[-2])
+        return x.dtype == w.dtype == FLOAT and x.size > 0 and w.size > 0
 
-    def _run(self, node: Node) -> tuple[int, int]:
-        """(bytes of depth that lie next to each other, output columns in a row) of a convolution."""
-        _, channels, _, across = self.types[node.inputs[1]].dims
-        output = self.types[node.outputs[0]].dims[1:-1]
-        together = node.get_ints("dilations", (1, 1))[-1] == 1
-        stride = prod(node.get_ints("strides", (1, 1)))
-        return WIDTH * -(-channels // 2) * 2 * (across if together else 1), prod(output) if stride == 1 else output[-1]
+    def _narrowed(self, node: Node) -> Node:
+        """The node on codes, or as it is; either way with a record of what multiplies it."""
+        kind, reason = self._chosen(node)
+        label = node.name or node.outputs[0]
+        self.told.append(Multiplied(label, INSTRUCTIONS.get(kind, "float32"), reason))
+        if not kind:
+            return node
+        operands = [self._code(name) for name in node.inputs[:2]]
+        attributes = {**node.attributes, "dot": kind}
+        return replace(node, domain=DOMAIN, inputs=(*operands, *node.inputs[2:]), attributes=attributes)
+
+    def _chosen(self, node: Node) -> tuple[str, str]:
+        """(the kind of dot product, empty for float32; why)."""
+        reason = self._unfit_convolution(node) if node.domain else self._unfit_product(node)
+        if not reason and self._stored(node.inputs[1]) is None and self._is_decoded(node.inputs[1]):
+            reason = "a decoder computes its weights where they are multiplied"
+        if reason:
+            return "", reason
+        new = {name for name in node.inputs[:2] if name not in self.constants and name not in self.narrow}
+        elements = sum(self.types[name].size for name in new)
+        elements += self.types[node.inputs[0]].size if any(node.get_ints("pads")) else 0  # a copy with zeros around it
+        dot, speed = fastest(self._layer(node), self.target, elements)
+        if dot is None:
+            return "", "too few columns or too little depth for matrix tiles, and no vdpbf16ps"
+        expected = f"expected at {speed:.2g}x the speed of float32"
+        return (dot.kind if speed >= LEAST_GAIN else ""), f"{INSTRUCTIONS[dot.kind]} is {expected}"
+
+    def _unfit_convolution(self, node: Node) -> str:
+        """Why the kernels for codes do not take the form of a convolution; empty where they do."""
+        if node.op == "ConvTranspose":
+            return "it is transposed"
+        if node.get_int("group", 1) > 1:
+            return "its channels are in groups, too few each"
+        if len(self.types[node.inputs[1]].dims) != 4:
+            return "it does not have two spatial dimensions"
+        fixed = node.inputs[1] in self.constants or self._is_decoded(node.inputs[1])
+        return "" if fixed else "its weights are computed at run time"
+
+    def _unfit_product(self, node: Node) -> str:
+        x, w = (self.types[name].dims for name in node.inputs[:2])
+        if min(len(x), len(w)) == 1:
+            return "an operand is a vector"
+        if node.get_int("transA", 0):
+            return "its first operand is transposed"
+        return "it sums an odd number of products" if x[-1] % 2 else ""
+
+    def _layer(self, node: Node) -> Layer:
+        x, w, y = (self.types[name].dims for name in (*node.inputs[:2], node.outputs[0]))
+        if node.op != "Conv":
+            return Layer(prod(y[:-2]), y[-2:-1], x[-1], y[-1])
+        strides, dilations = (prod(node.get_ints(name, (1, 1))) for name in ("strides", "dilations"))
+        across = w[3] if node.get_ints("dilations", (1, 1))[-1] == 1 else 1
+        square = strides == dilations == 1 and w[2:] == (3, 3)
+        return Layer(y[0], y[1:-1], w[1], w[0], w[2] * w[3], across, strides, square)
 
     def _is_decoded(self, name: str) -> bool:
         """Whether constants alone decide a value, but a node computes it."""
@@ -87,13 +177,22 @@ class _Narrowing:
         producer = self.graph.producers.get(name)
         return producer is not None and all(each in fixed or self._is_decoded(each) for each in producer.reads)
 
+    def _stored(self, name: str) -> Array | None:
+        """A constant as float32, stored in 16 bits or not; None for what is computed."""
+        producer = self.graph.producers.get(name)
+        if producer is None or (producer.domain, producer.op) != ("", "Cast"):
+            return self.constants.get(name)
+        array = self.constants.get(producer.inputs[0])
+        return array.astype(FLOAT) if array is not None and array.dtype in NARROW else None
+
     def _code(self, name: str) -> str:
         if name not in self.narrow:
             made, kind = f"{name}@bf16", self.types[name]
             self.narrow[name] = made
             self.types[made] = TensorType(CODE, kind.dims)
-            if name in self.constants:
-                self.constants[made] = codes(self.constants[name])
+            stored = self._stored(name)
+            if stored is not None:
+                self.constants[made] = codes(stored)
             else:
                 self.nodes.append(Node("Narrow", (name,), (made,), {}, made, DOMAIN))
         return self.narrow[name]

@@ -17,7 +17,7 @@ import tvm
 from tvm import s_tir, tirx
 from tvm_ffi.serialization import from_json_graph_str
 
-from graphc.backends import freestanding, vector_math
+from graphc.backends import freestanding, llvm_bf16, vector_math
 from graphc.backends.elf import undefined_symbols, without_debug
 from graphc.backends.targets import Target, llvm_target
 from graphc.errors import InternalError
@@ -153,7 +153,7 @@ def _lowered(tir: str, symbol: str, options: tvm.target.Target, to_scalars: tupl
         lowered = _apply(BLOCKS_TO_LOOPS + to_scalars, marked)
         plain = vector_math.named(_plain(lowered[symbol], symbol))
         pointed = _apply(POINTERS, tvm.IRModule({symbol: plain}))
-        return vector_math.expanded(pointed[symbol])
+        return llvm_bf16.linked(vector_math.expanded(pointed[symbol]))
 
 
 def _apply(passes: tuple[Any, ...], module: tvm.IRModule) -> tvm.IRModule:

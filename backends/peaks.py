@@ -1,10 +1,12 @@
 """Small kernels whose speed is this machine's limit, as a program of graphc's own (runs in a worker: imports TVM).
 
 multiply  acc[i] = acc[i] * x + x                     float32, every accumulator in a register
-dot       acc[i] += x . w                             8-bit integers, by each instruction that schedules would use
+dot       acc[i] += x . w                             integers of 8 bits and bfloat16, by each instruction that
+                                                    schedules would use
 read      for task: sum of `CHUNK` bytes              the first 2^n chunks again and again: from a cache, or from memory
 
-Each is called `CALLS` times in a row. The node of a call says what it is: "float32", "int8 vnni", "read 1048576".
+Each is called `CALLS` times in a row. The node of a call says what it is: "float32", "int8 vnni",
+"bf16 dpbf16", "read 1048576".
 """
 
 from collections.abc import Callable, Sequence
@@ -14,11 +16,12 @@ import tvm
 from tvm import tirx
 
 from graphc.artifact import Work
-from graphc.backends.dot import DOTS, Dot
+from graphc.backends.dot import Dot
 from graphc.backends.dot_x86 import multiply_add
+from graphc.backends.narrow import CODE
 from graphc.backends.objects import tir_json
 from graphc.backends.program import Buffer, Call, Kernel, Program
-from graphc.backends.schedule_amx import INPUTS, SUMS, WEIGHTS, configured, instruction, tile_number
+from graphc.backends.schedule_amx import INPUTS, PRODUCTS, SUMS, WEIGHTS, configured, instruction, tile_number
 from graphc.backends.statements import const, function, loop, sequence, spread, tasks, vector
 from graphc.backends.targets import Target
 from graphc.backends.tiles import AMX_BYTES, AMX_CHANNELS, AMX_ROWS
@@ -34,12 +37,13 @@ SMALLEST = 256 << 10
 def program(target: Target, largest: int) -> Program:
     """Every kernel that `target` has; `largest` is how many bytes are read at most."""
     lanes = max(1, target.lanes(32))
-    sums = TASKS * target.vector_registers * lanes
+    sums = max(TASKS * target.vector_registers * lanes, TASKS * AMX_ROWS * AMX_CHANNELS * len(SUMS))
     buffers = {
         "x": Buffer("x", "float32", (largest // 4,), "input"),
         "bytes": Buffer("bytes", "int8", (AMX_ROWS * AMX_BYTES,), "input"),
+        "codes": Buffer("codes", "uint16", (AMX_ROWS * AMX_BYTES // 2,), "input"),
         "sums": Buffer("sums", "float32", (sums,), "output"),
-        "integers": Buffer("integers", "int32", (max(sums, TASKS * AMX_ROWS * AMX_CHANNELS * 4),), "output"),
+        "integers": Buffer("integers", "int32", (sums,), "output"),
         "totals": Buffer("totals", "float32", (largest // CHUNK * lanes,), "output"),
     }
     kernels: dict[str, Kernel] = {}
@@ -57,13 +61,16 @@ def program(target: Target, largest: int) -> Program:
     macs, nest = multiply(target)
     add("float32", nest, ("x", "sums"), TASKS, Work(macs, "float32"))
     for dot in dots(target):
-        macs, nest = tile_products(target) if dot.kind == "amx" else dot_products(target, dot)
-        add(f"int8 {dot.kind}", nest, ("bytes", "integers"), TASKS, Work(macs, "int8"))
+        floats = dot.weights == CODE
+        arithmetic, operands = ("bf16", ("codes", "sums")) if floats else ("int8", ("bytes", "integers"))
+        macs, nest = (tile_products if dot.tiled else dot_products)(target, dot)
+        add(f"{arithmetic} {dot.kind}", nest, operands, TASKS, Work(macs, arithmetic))
     size = SMALLEST
     while size <= largest:
         add(f"read {size}", read(lanes, largest), ("x", "totals"), size // CHUNK, Work(data=size))
         size *= 4
-    return Program("peaks", buffers, kernels, tuple(calls), ("x", "bytes"), ("sums", "integers", "totals"), {})
+    inputs, outputs = ("x", "bytes", "codes"), ("sums", "integers", "totals")
+    return Program("peaks", buffers, kernels, tuple(calls), inputs, outputs, {})
 
 
 def program_job(target: Target, largest: int) -> Program:
@@ -72,12 +79,13 @@ def program_job(target: Target, largest: int) -> Program:
 
 
 def dots(target: Target) -> list[Dot]:
-    """The instructions for 8-bit integers that schedules choose among."""
+    """The instructions for 8-bit integers and for bfloat16 that schedules choose among."""
     if target.family != "x86":
         return []
-    names = [("amx", "amx_int8"), ("vnni", "avx512_vnni")]
-    found = [DOTS[kind] for kind, instruction in names if target.has(instruction)]  # type: ignore[index]
-    return found or [DOTS["madd"]]
+    integers = {"amx": "amx_int8", "vnni": "avx512_vnni"}
+    floats = {"amx_bf16": "amx_bf16", "dpbf16": "avx512_bf16"}
+    found = [Dot.of(kind) for kind, instruction in integers.items() if target.has(instruction)] or [Dot.of("madd")]
+    return found + [Dot.of(kind) for kind, instruction in floats.items() if target.has(instruction)]
 
 
 def _accumulators(target: Target) -> int:
@@ -124,27 +132,28 @@ def multiply(target: Target) -> tuple[int, Callable[[Sequence[Any]], Any]]:
 
 
 def dot_products(target: Target, dot: Dot) -> tuple[int, Callable[[Sequence[Any]], Any]]:
-    """The same for dot products of 8-bit integers in vectors, over (bytes, integers)."""
+    """The same for dot products in vectors, over (bytes or codes, their sums)."""
     lanes = max(1, target.lanes(32))
 
     def nest(buffers: Sequence[Any]) -> Any:
-        x, integers = buffers
+        x, sums = buffers
         weights = x[vector(const(0), lanes * dot.step)]
         inputs = x[vector(const(0), dot.step)]
-        zero = spread(const(0), lanes)
+        dtype = str(sums.dtype)
+        zero = spread(const(0, dtype), lanes)
         return _in_registers(
-            target, integers, lambda _: zero, lambda acc: multiply_add(dot, acc, inputs, weights, lanes, 0), "int32"
+            target, sums, lambda _: zero, lambda acc: multiply_add(dot, acc, inputs, weights, lanes, 0), dtype
         )
 
     return TASKS * ROUNDS * _accumulators(target) * lanes * dot.step, nest
 
 
-def tile_products(target: Target) -> tuple[int, Callable[[Sequence[Any]], Any]]:
+def tile_products(target: Target, dot: Dot) -> tuple[int, Callable[[Sequence[Any]], Any]]:
     """The same for matrix tiles: four of sums, two of inputs and two of weights, all of them full."""
     size = AMX_ROWS * AMX_CHANNELS
 
     def nest(buffers: Sequence[Any]) -> Any:
-        x, integers = buffers
+        x, sums = buffers
 
         def body(task: Any) -> Any:
             config = tirx.decl_buffer((64,), "uint8", "config", scope="local")
@@ -155,23 +164,23 @@ def tile_products(target: Target) -> tuple[int, Callable[[Sequence[Any]], Any]]:
                 instruction("tileloadd64", tile_number(n), tirx.address_of(x[const(0)]), line) for n in range(4, 8)
             ]
             products = [
-                instruction("tdpbssd", tile_number(n), tile_number(INPUTS[n // 2]), tile_number(WEIGHTS[n % 2]))
-                for n in SUMS
-            ]
-            end = [
                 instruction(
-                    "tilestored64", tile_number(n), tirx.address_of(integers[(task * len(SUMS) + n) * size]), line
+                    PRODUCTS[str(x.dtype)], tile_number(n), tile_number(INPUTS[n // 2]), tile_number(WEIGHTS[n % 2])
                 )
                 for n in SUMS
             ]
-            # tilestored64 writes all of `integers`; TVM sees its address only.
-            touched = tirx.BufferStore(integers, const(0), [task * len(SUMS) * size])
+            end = [
+                instruction("tilestored64", tile_number(n), tirx.address_of(sums[(task * len(SUMS) + n) * size]), line)
+                for n in SUMS
+            ]
+            # tilestored64 writes all of `sums`; TVM sees its address only.
+            touched = tirx.BufferStore(sums, const(0, str(sums.dtype)), [task * len(SUMS) * size])
             steps = loop("round", 0, ROUNDS, lambda _: sequence(products))
             return sequence([tirx.AllocBuffer(config), touched, *start, steps, *end, instruction("tilerelease")])
 
         return tasks(TASKS, body)
 
-    return TASKS * ROUNDS * len(SUMS) * size * AMX_BYTES, nest
+    return TASKS * ROUNDS * len(SUMS) * size * AMX_BYTES // dot.weights.itemsize, nest
 
 
 def read(lanes: int, largest: int) -> Callable[[Sequence[Any]], Any]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from graphc.artifact import Decision, Patches, Prepared, Work
+from graphc.artifact import Decision, Multiplied, Patches, Prepared, Work
 from graphc.ir.graph import Array, bits_of
 
 ALIGNMENT = 64
@@ -104,6 +104,7 @@ class Program:
     constants: Mapping[str, Array]
     aliases: Mapping[str, str] = field(default_factory=dict)
     decisions: tuple[Decision, ...] = ()
+    multiplied: tuple[Multiplied, ...] = ()
     setup: tuple[Call, ...] = ()
     prepared: tuple[Prepared, ...] = ()
     coded: tuple[CodedConstant, ...] = ()

@@ -146,8 +146,8 @@ def resolve(entry: Mapping[str, Any]) -> Target:
     if target.patches and target.system:
         problem = "`patches` is for memory of a microcontroller; this target has an operating system."
         raise UnsupportedError(f"target {target.id}", problem, "Leave `patches` out.")
-    if target.arithmetic == "bf16" and not target.has("amx_bf16"):
-        problem = "it has no matrix tiles of bfloat16 (amx_bf16), so `arithmetic: bf16` is not for it."
+    if target.arithmetic == "bf16" and not (target.has("amx_bf16") or target.has("avx512_bf16")):
+        problem = "it has neither amx_bf16 nor avx512_bf16, so `arithmetic: bf16` is not for it."
         remedy = "Leave that out: weights stored as bfloat16 are widened to float32 by every target."
         raise UnsupportedError(f"target {target.id}", problem, remedy)
     _require_half(target)

@@ -136,6 +136,16 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
+class Multiplied:
+    """What multiplies the floats of a node under bfloat16 arithmetic: an instruction for bfloat16 by name, or float32;
+    and why."""
+
+    node: str
+    instruction: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Toolchain:
     """What compiled and linked the C."""
 
@@ -179,6 +189,7 @@ class Manifest:
     steps: tuple[Step, ...]
     decisions: tuple[Decision, ...]
     prepared: tuple[Prepared, ...]
+    multiplied: tuple[Multiplied, ...]
 
     @property
     def ram(self) -> int:

@@ -13,7 +13,7 @@ from graphc.job import Job, prepare
 from graphc.report import Latency, Quality, Report, Step
 from graphc.terminal import duration, line_out, number, size, table
 
-NOTHING = "-"
+NOTHING, FLOAT = "-", "float32"
 SHOWN_NAMES = 4
 """Skipped nodes named per reason; the report has them all."""
 
@@ -41,7 +41,7 @@ def _print_build(build: Build, unit: str) -> None:
     kept = [i for i, name in enumerate(header) if any(row[i] != NOTHING for row in rows) and name]
     align = "".join("<>>>>>>"[i] for i in kept)
     table([header[i] for i in kept], [[row[i] for i in kept] for row in rows], align)
-    for line in (*_skips(report.steps), *_decisions(report), *_prepared(report)):
+    for line in (*_skips(report.steps), *_decisions(report), *_prepared(report), *_multiplied(report)):
         line_out(line)
     line_out()
     table((report.name, "before", "after", ""), list(_summary(report, unit)), "<>><")
@@ -125,6 +125,25 @@ def _prepared(report: Report) -> Iterator[str]:
                 more = f", ... {len(names)} in all" if len(names) > SHOWN_NAMES else ""
                 shown = f"{', '.join(names[:SHOWN_NAMES])}{more}"
                 yield f"{target.id}: made of constants {when}, {size(sum(each.bytes for each in made))}: {shown}"
+
+
+def _multiplied(report: Report) -> Iterator[str]:
+    """Which instructions multiply bfloat16, and which layers stay in float32."""
+    for target in report.targets:
+        names = defaultdict(list)
+        for each in target.multiplied:
+            key = each.instruction if each.instruction != FLOAT else f"{FLOAT}, as {each.reason}"
+            names[key].append(each.node)
+        for key, nodes in names.items():
+            yield f"{target.id}: {len(nodes)} of {len(target.multiplied)} products by {key}{_listed(key, nodes)}"
+
+
+def _listed(key: str, nodes: Sequence[str]) -> str:
+    """The names of layers that stayed as they were."""
+    if not key.startswith(FLOAT):
+        return ""
+    more = f", ... {len(nodes)} in all" if len(nodes) > SHOWN_NAMES else ""
+    return f": {', '.join(nodes[:SHOWN_NAMES])}{more}"
 
 
 def _latency(target: str, before: Latency | None, after: Latency) -> tuple[str, str, str, str]:

@@ -32,7 +32,7 @@ from graphc.peers import Run, start
 from graphc.pipeline import Compressed
 from graphc.progress import Progress
 from graphc.quality import Model, qualities
-from graphc.report import Decided, Latency, PreparedLayer, Quality, Report, StoredLayer, TargetReport
+from graphc.report import Decided, Latency, Multiplied, PreparedLayer, Quality, Report, StoredLayer, TargetReport
 from graphc.runner import Opened, Runner
 from graphc.samples import seeded
 from graphc.staging import MODEL, MODEL_DATA
@@ -199,6 +199,7 @@ def _target_report(
         calls=len(manifest.steps),
         decisions=tuple(Decided.model_validate(asdict(each)) for each in manifest.decisions),
         prepared=tuple(PreparedLayer.model_validate(asdict(each)) for each in manifest.prepared),
+        multiplied=tuple(Multiplied.model_validate(asdict(each)) for each in manifest.multiplied),
         quality=quality,
         latency=latency,
         weights=tuple(_stored(manifest, graph)),

@@ -95,6 +95,14 @@ class PreparedLayer(Record):
     once: bool
 
 
+class Multiplied(Record):
+    """Under `arithmetic: bf16`, the instruction that multiplies the floats of a node, or "float32", and why."""
+
+    node: str
+    instruction: str
+    reason: str
+
+
 class StoredLayer(Record):
     """Bytes of the weights of `nodes`: as fp32, as kernels read them, as they are stored, and the entropy of theirs."""
 
@@ -119,6 +127,7 @@ class TargetReport(Record):
     calls: int
     decisions: tuple[Decided, ...] = ()
     prepared: tuple[PreparedLayer, ...] = ()
+    multiplied: tuple[Multiplied, ...] = ()
     quality: Quality | None
     latency: Latency | None
     weights: tuple[StoredLayer, ...] = ()

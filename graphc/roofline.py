@@ -28,6 +28,8 @@ from graphc.runner import Runner
 
 PROGRAM = "graphc.backends.peaks:program_job"
 RUNS = 7
+ONE = {"int8": 1, "uint16": 0x3F80}
+"""As an integer, and as the code of a bfloat16."""
 LARGEST, LEAST = 256 << 20, 64 << 20
 """Bytes that are read to know how fast memory is: larger than caches are, and on machines with little memory."""
 LITTLE = 4 << 30
@@ -105,8 +107,8 @@ def _build(folder: Path, cache: Cache, progress: Progress) -> Manifest:
 def _measured(folder: Path, x: np.typing.NDArray[np.float32], threads: int) -> Roofline:
     """The best of several runs of every kernel: a limit is what nothing gets past."""
     with Runner(folder, threads) as runner:
-        given = np.ones(runner.inputs[1].shape, np.int8)
-        runs = [runner.profile(x, given) for _ in range(RUNS)]
+        ones = [np.full(tensor.shape, ONE[tensor.dtype], tensor.dtype) for tensor in runner.inputs[1:]]
+        runs = [runner.profile(x, *ones) for _ in range(RUNS)]
         steps = runner.manifest.steps
     best: dict[str, tuple[Work, float]] = {}
     for step, nanoseconds in zip(steps, zip(*runs, strict=True), strict=True):

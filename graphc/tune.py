@@ -139,7 +139,7 @@ def _data(entry: Entry) -> dict[str, Any]:
 
 def laid_out(graph: Graph, target: Target) -> Graph:
     """A graph as it is lowered: choices are by the results of its nodes."""
-    return narrowed(halved(channels_last(widened(integerized(graph))), target), target)
+    return narrowed(halved(channels_last(widened(integerized(graph))), target), target).graph
 
 
 def tuned(

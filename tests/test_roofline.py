@@ -63,7 +63,9 @@ def test_the_peaks_are_measured(tmp_path: Path) -> None:
     assert (limit.threads, both.threads) == (1, 2)
     assert 1e9 < limit.peaks["float32"]["fma"] < 1e12
     assert ("amx" in limit.peaks["int8"]) == target.has("amx_int8")
-    assert all(speed > 1e9 for speed in limit.peaks["int8"].values())
+    assert all(speed > 1e9 for kind in ("int8", "bf16") for speed in limit.peaks.get(kind, {}).values())
+    kinds = {"amx_bf16": "amx_bf16", "dpbf16": "avx512_bf16"}
+    assert limit.peaks.get("bf16", {}).keys() == {kind for kind, name in kinds.items() if target.has(name)}
     sizes = [size for size, _ in limit.bandwidth]
     assert sizes == sorted(sizes) and len(sizes) >= 5
     assert all(1e8 < speed < 1e13 for _, speed in limit.bandwidth)

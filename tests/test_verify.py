@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
-from onnx import parser
+from onnx import numpy_helper, parser
 
 import graphc
 from graphc import diverge
@@ -15,11 +16,13 @@ from graphc.accuracy import accuracy_of
 from graphc.backends.build import build_integerized
 from graphc.backends.cache import Cache
 from graphc.backends.integer import integerize
+from graphc.backends.targets import resolve
 from graphc.compile import Build
 from graphc.errors import InputError
+from graphc.execute import Session
 from graphc.importer import load
 from graphc.ir import Graph
-from graphc.noise import exact_values, stepping_values
+from graphc.noise import exact_values, rounded_products, stepping_values
 from graphc.samples import SEED, inputs_for, seeded
 from graphc.verify import compare_subject, subject, verify
 from tests import small
@@ -80,6 +83,41 @@ def test_behind_a_quantization_of_floats_rounding_sets_the_limit(folder: Path) -
     assert exact_values(graph) == {"x", "s", "z"}
     (output,) = verify(build.artifact("native"), samples=64).outputs
     assert output.agrees and output.limit >= 1e-4
+
+
+NARROW = """<ir_version: 10, opset_import: ["" : 21]>
+narrow (float[1,64,16,16] x) => (float[1,64,16,16] y) { a = Conv(x, v)  r = Relu(a)  b = Conv(r, w)  y = Add(b, r) }"""
+
+
+def test_what_rounding_alone_does_is_the_limit_of_bfloat16(folder: Path) -> None:
+    if not resolve({"cpu": "native"}).has("amx_bf16"):
+        pytest.skip("this processor has no tiles of bfloat16")
+    model, rng = parser.parse_model(NARROW), np.random.default_rng(4)
+    weights = {name: rng.standard_normal((64, 64, 1, 1)).astype(np.float32) / 8 for name in ("v", "w")}
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
+    spec = {"name": "narrow", "targets": [{"cpu": "native", "arithmetic": "bf16"}]}
+    found = subject(graphc.compile(load(model), spec, out=folder / "build").artifact("native"), 4)
+    (output,) = compare_subject(found).outputs
+    assert output.agrees and 1e-3 < output.limit < 2e-2
+    assert output.error < output.limit / 2  # rounding is all that it does
+    wrong = replace(found.graph, constants={**found.graph.constants, "w": weights["w"] * np.float32(1.05)})
+    (output,) = compare_subject(replace(found, graph=wrong)).outputs
+    assert not output.agrees
+
+
+def test_products_read_what_is_rounded() -> None:
+    """The significand keeps 8 bits, as numbers of bfloat16 do; what no product reads stays."""
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+    g (float[4,8] x, float[4,8] z) => (float[4,4] y, float[4,8] s, float[4,8] t) {
+        y = MatMul(x, w)  s = Identity(x)  t = Identity(z)
+    }"""
+    model, rng = parser.parse_model(text), np.random.default_rng(5)
+    x, z = (np.asarray(np.exp2(rng.uniform(-20, 20, (4, 8))), np.float32) for _ in range(2))
+    model.graph.initializer.append(numpy_helper.from_array(np.eye(8, 4, dtype=np.float32), "w"))
+    found = Session(rounded_products(load(model))).run({"x": x, "z": z})
+    expected = x.astype(ml_dtypes.bfloat16).astype(np.float32)
+    assert np.array_equal(found["s"], expected) and np.array_equal(found["y"], expected[:, :4])
+    assert np.array_equal(found["t"], z)
 
 
 def test_inputs_are_the_builds_data_or_say_why_not(quantized: Build, folder: Path) -> None:

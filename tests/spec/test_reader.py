@@ -136,7 +136,7 @@ budget:
         ("budget: {latency: 3 weeks}", 'expected a time with a unit, such as 20ms or 1.5s, got "3 weeks"'),
         ("passes: [{kind: flod}]", "Did you mean 'fold'?"),
         ("passes: {kind: fold}", "2: passes: expected a list, got keys (kind)."),
-        ("targets: [{cpu: x86-64-v9}]", "'x86-64-v4', 'aarch64', "),
+        ("targets: [{cpu: x86-64-v9}]", "'x86-64-v4', 'zen4', "),
         ("targets: [{cpu: x86-64-v9}]", 'got "x86-64-v9". Did you mean \'x86-64-v'),
         (
             "targets: [{board: {name: mine, cpu: cortex-m4, ram: 64}}]",
