@@ -179,7 +179,7 @@ def bench(
     artifact: Artifact,
     *,
     against: Annotated[
-        str, typer.Option("--against", metavar="ENGINES", help="Time these as well: onnxruntime,openvino.")
+        str, typer.Option("--against", metavar="ENGINES", help="Of onnxruntime,openvino,openvino-bf16.")
     ] = "",
     threads: Annotated[str, typer.Option("--threads", metavar="N,...", help="Numbers of threads to run on.")] = "1",
     seconds: Annotated[float, typer.Option("--seconds", help="How long to measure, per number of threads.")] = 2.0,

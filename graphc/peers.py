@@ -5,6 +5,7 @@ A peer runs an ONNX file on given inputs. It is imported only when it is asked f
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -60,14 +61,15 @@ def _onnxruntime(model: Path, feeds: Mapping[str, Array], threads: int) -> Run:
     return lambda: session.run_with_iobinding(binding)
 
 
-def _openvino(model: Path, feeds: Mapping[str, Array], threads: int) -> Run:
+def _openvino(model: Path, feeds: Mapping[str, Array], threads: int, precision: str = "f32") -> Run:
+    """`precision`: f32, for some machines would get bf16 without being asked; or bf16."""
     import openvino
 
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
-        "INFERENCE_PRECISION_HINT": "f32",  # not bf16, which some machines would get without being asked
+        "INFERENCE_PRECISION_HINT": precision,
     }
     try:
         compiled = openvino.Core().compile_model(str(model), "CPU", settings)
@@ -86,7 +88,9 @@ def _first_line(error: Exception) -> str:
     return (lines[-1] if lines else type(error).__name__).rstrip(".")
 
 
+OPENVINO = "Install it with: pip install 'graphc[bench]'."
 PEERS: Mapping[str, Peer] = {
     "onnxruntime": Peer("onnxruntime", "pip install onnxruntime", _onnxruntime),
-    "openvino": Peer("openvino", "Install it with: pip install 'graphc[bench]'.", _openvino),
+    "openvino": Peer("openvino", OPENVINO, _openvino),
+    "openvino-bf16": Peer("openvino", OPENVINO, partial(_openvino, precision="bf16")),
 }
