@@ -63,7 +63,7 @@ def built(model: Path, out: Path, name: str) -> Path:
     """The artifact's folder."""
     passes, options = BUILDS[name]
     spec = {
-        "name": f"{model.stem}-{name}".replace(" ", "_"),
+        "name": f"{model.stem}_{name}".replace(" ", "_").replace("-", "_"),
         "passes": [{"kind": "fold"}, *passes],
         "targets": [{"cpu": "native", **options}],
     }
