@@ -49,7 +49,8 @@ class Half(Contraction):
         return self
 
     def pieces_of(self, target: Target, columns: int) -> int:
-        return chunks(target, columns, int(self.anchor.info["block"]) // 2, held(self.anchor, target))
+        info = self.anchor.info
+        return chunks(target, columns, int(info["block"]) // 2, info["tile"], held(self.anchor, target))
 
     def tile_of(self, target: Target, columns: int) -> int:
         block, tile = int(self.anchor.info["block"]), self.anchor.info["tile"]
