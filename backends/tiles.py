@@ -63,7 +63,8 @@ def widest_tile(target: Target, vectors: int, held: int = 0) -> int:
 
 STEP = 0.75
 """Cycles that a step of depth takes beside its arithmetic: the loop, and weights that come from the second-level cache.
-On 128 x 384 x 1536 floats tiles of 4 x 2 vectors take 1.11 times as long as tiles of 10 x 2."""
+On 128 x 384 x 1536 floats tiles of 4 x 2 vectors take 1.11 times as long as tiles of 10 x 2 (x86; not measured
+elsewhere)."""
 
 
 def tile_cycles(
@@ -77,9 +78,10 @@ def tile_cycles(
     """
     vectors = max(1, block // max(1, target.lanes(32)))
     widest = widest_tile(target, vectors, held)
+    beside = STEP if target.family == "x86" else 0.0
 
     def cycles(width: int) -> float:
-        return STEP + max(width * vectors / 2, (width + vectors) / 2, 4.0)
+        return beside + max(width * vectors / 2, (width + vectors) / 2, 4.0)
 
     def total(width: int) -> float:
         whole, rest = divmod(columns, width)
