@@ -12,7 +12,7 @@ import numpy as np
 from graphc.backends.choices import BY_MODEL, Choice, decoder
 from graphc.backends.integer_region import DOMAIN as INTEGER
 from graphc.backends.layout import DOMAIN as CHANNELS_LAST
-from graphc.backends.narrow import DOMAIN as BF16
+from graphc.backends.narrow_bf16 import DOMAIN as BF16
 from graphc.backends.sparse import is_pruned
 from graphc.backends.targets import Target
 from graphc.backends.tiles import WIDEST_WINDOW, widest_tile

@@ -8,12 +8,12 @@ usdot   4 x uint8 or int8 * int8 -> int32 (Arm with FEAT_I8MM)
 mlal    1 x int16 * int16 -> int32 (Arm): 8-bit operands are widened
 plain   one product at a time in int32
 
-Where products of bfloat16 are asked for (`narrow`), operands are its codes, 16 bits each:
+Where products of bfloat16 are asked for (`narrow_bf16`), operands are its codes, 16 bits each:
 
 amx_bf16  16 x 32 times 32 x 16 into 16 x 16 float32, in tiles (tdpbf16ps)
 dpbf16    2 x bfloat16 * bfloat16 -> float32 (vdpbf16ps)
 
-Where products of float16 are asked for (`halve`):
+Where products of float16 are asked for (`narrow_fp16`):
 
 half    1 x float16 * float16 -> float16 (Arm with FEAT_FP16): short sums, which are added up in float32
 

@@ -17,9 +17,8 @@ from tvm import relax
 from graphc.artifact import Patches
 from graphc.backends.anchor import products
 from graphc.backends.choices import NO_CHOICES, Choices
-from graphc.backends.halve import halved
+from graphc.backends.float_products import narrowed
 from graphc.backends.layout import channels_last
-from graphc.backends.narrow import narrowed
 from graphc.backends.objects import task_count, tir_json
 from graphc.backends.patches import patched
 from graphc.backends.program import Buffer, Call, Kernel, Program, Role
@@ -44,7 +43,7 @@ def lower(graph: Graph, target: Target, note: Note = lambda _: None, choices: Ch
     Raises UnsupportedError naming the node that no kernel exists for, InputError where a shape is open.
     """
     _require_static(graph)
-    narrow = narrowed(halved(channels_last(widened(graph)), target), target)
+    narrow = narrowed(channels_last(widened(graph)), target)
     laid_out, patches = _in_patches(narrow.graph, target)
     module, constants, decisions = relax_module(laid_out, target, note, choices)
     module, marks = fused(module)

@@ -1,49 +1,25 @@
-"""Products of bfloat16 in place of float32, where a target asks for that arithmetic: sums stay float32.
+"""Products of narrower floats in place of float32: the walk that every such arithmetic shares.
 
-    y = Conv(x, w, b)   ->   y = graphc.bf16.Conv(graphc.bf16.Narrow(x), w', b)        x', w': uint16, the codes
+    y = Conv(x, w, b)   ->   y = domain.Conv(domain.Narrow(x), w', b)        x', w': 16 bits an element
 
-Each operand is rounded once, to nearest, ties to even: by at most u = 2^-8 of itself, so that of a result
-    |error| <= (2u + u^2 + (n + 1) 2^-24) sum |x| |w|        n terms, added in float32 in some order
-Source: N. Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1. Both instructions (tdpbf16ps on
-matrix tiles, vdpbf16ps) take operands and give results below 2^-126 as 0, which adds at most 2^-126 (1 + |x| + |w|) a
-term. Constant weights are rounded at compile time.
-
-    r = Relu(...)   y = Conv(r, w)   z = Add(y, r)   ->   n = Narrow(r)   y = Conv(n, w')   z = Add(y, Widen(n))
-
-What a product reads is kept as its codes alone where sums and products of elements are all that read it beside: half
-the bytes of a residual, each rounded by u once more.
-
-A product whose form neither instruction takes stays in float32, and so does one that is expected to be no faster
-(`graphc.backends.bf16_speed`); `Narrowed.told` says of each what multiplies it and why, as the build's report does.
+Constant weights are narrowed at compile time, and a value that several products read once. A product that an arithmetic
+does not take stays in float32; of each, `Narrowed.told` says what multiplies it and why, as the build's report does.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import prod
+from typing import ClassVar
 
-import ml_dtypes
 import numpy as np
 
 from graphc.artifact import Multiplied
-from graphc.backends.bf16_speed import LEAST_GAIN, Layer, fastest
 from graphc.backends.layout import DOMAIN as CHANNELS_LAST
 from graphc.backends.targets import Target
-from graphc.backends.widen import NARROW
 from graphc.ir.graph import Array, Graph, Node, TensorType
 
-DOMAIN = "graphc.bf16"
-CODE, FLOAT = np.dtype(np.uint16), np.dtype(np.float32)
-ELEMENTWISE = frozenset({"Add", "Mul", "Sub"})
-"""Operators whose kernels widen an operand where they read it."""
-ROUNDING = 2.0**-8
-"""u: the largest relative error of rounding a normal number to bfloat16."""
-SMALLEST = 2.0**-126
-"""What is nearer to 0 than this counts as 0."""
-
-
+FLOAT = np.dtype(np.float32)
 MULTIPLIES = {(CHANNELS_LAST, "Conv"), (CHANNELS_LAST, "ConvTranspose"), ("", "MatMul"), ("", "Gemm")}
-INSTRUCTIONS = {"amx_bf16": "tdpbf16ps", "dpbf16": "vdpbf16ps"}
-"""By kind of dot product (`graphc.backends.dot`), which a narrowed node has as its attribute `dot`."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +30,9 @@ class Narrowed:
     told: tuple[Multiplied, ...] = ()
 
 
-def narrowed(graph: Graph, target: Target) -> Narrowed:
-    """A laid-out graph with its products as `target.arithmetic` has them; the same object where that is float32."""
-    return _Narrowing(graph, target).run() if target.arithmetic == "bf16" else Narrowed(graph)
-
-
-def codes(array: Array) -> Array:
-    """float32 rounded to bfloat16, as the 16 bits that store it."""
-    return array.astype(ml_dtypes.bfloat16).view(CODE)
-
-
 @dataclass
-class _Narrowing:
-    """One walk in order; `narrow` are the codes that stand for values."""
+class Narrowing(ABC):
+    """One walk in order over a laid-out graph; `narrow` are the values that stand for others."""
 
     graph: Graph
     target: Target
@@ -76,39 +42,41 @@ class _Narrowing:
     narrow: dict[str, str] = field(default_factory=dict)
     told: list[Multiplied] = field(default_factory=list)
 
+    domain: ClassVar[str]
+    """Of the nodes that it writes."""
+    narrow_type: ClassVar[np.dtype[np.generic]]
+    instructions: ClassVar[Mapping[str, str]]
+    """By kind of dot product (`graphc.backends.dot`), which a narrowed node has as its attribute `dot`."""
+
+    @abstractmethod
+    def chosen(self, node: Node) -> tuple[str, str]:
+        """(the kind of dot product for a product of floats, empty for float32; why)."""
+
+    @abstractmethod
+    def narrowed(self, array: Array) -> Array:
+        """A float32 constant as products read it."""
+
+    def stored(self, name: str) -> Array | None:
+        """A constant as float32; None for what is computed."""
+        return self.constants.get(name)
+
     def run(self) -> Narrowed:
         self.types, self.constants = dict(self.graph.types), dict(self.graph.constants)
         for node in self.graph.nodes:
             self.nodes.append(self._narrowed(node) if self._multiplies(node) else node)
-        self._keep_codes()
+        self.nodes = self.finished()
         used = {name for node in self.nodes for name in node.reads} | set(self.graph.outputs)
         constants = {name: array for name, array in self.constants.items() if name in used}
         graph = replace(self.graph, nodes=tuple(self.nodes), types=self.types, constants=constants)
         return Narrowed(graph, tuple(self.told))
 
-    def _keep_codes(self) -> None:
-        """Let elementwise readers of a value that was narrowed read its codes, where nothing else reads the value."""
-        borders = {*self.graph.inputs, *self.graph.outputs}
-        readers: dict[str, list[Node]] = {}
-        for node in self.nodes:
-            for name in node.reads:
-                readers.setdefault(name, []).append(node)
-        wide: dict[str, str] = {}
-        for name, made in self.narrow.items():
-            others = [node for node in readers.get(name, []) if node.op != "Narrow"]
-            if name not in borders and others and all(not n.domain and n.op in ELEMENTWISE for n in others):
-                wide[name] = made
-        self.nodes = [each for node in self.nodes for each in self._reading(node, wide)]
+    def finished(self) -> list[Node]:
+        """The nodes as they stay, once every product is decided."""
+        return self.nodes
 
-    def _reading(self, node: Node, wide: Mapping[str, str]) -> list[Node]:
-        """The node with operands of `wide` widened from their codes, each just before it."""
-        if node.op == "Narrow" or wide.keys().isdisjoint(node.reads):
-            return [node]
-        operands = {name: f"{name}@wide@{node.outputs[0]}" for name in node.inputs if name in wide}
-        for name, made in operands.items():
-            self.types[made] = self.types[name]
-        widened = [Node("Widen", (wide[name],), (made,), {}, made, DOMAIN) for name, made in operands.items()]
-        return [*widened, replace(node, inputs=tuple(operands.get(name, name) for name in node.inputs))]
+    def dims(self, node: Node) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of both operands."""
+        return self.types[node.inputs[0]].dims, self.types[node.inputs[1]].dims
 
     def _multiplies(self, node: Node) -> bool:
         if (node.domain, node.op) not in MULTIPLIES:
@@ -117,87 +85,40 @@ class _Narrowing:
         return x.dtype == w.dtype == FLOAT and x.size > 0 and w.size > 0
 
     def _narrowed(self, node: Node) -> Node:
-        """The node on codes, or as it is; either way with a record of what multiplies it."""
-        kind, reason = self._chosen(node)
+        """The node on narrow operands, or as it is; either way with a record of what multiplies it."""
+        kind, reason = self.chosen(node)
         label = node.name or node.outputs[0]
-        self.told.append(Multiplied(label, INSTRUCTIONS.get(kind, "float32"), reason))
+        self.told.append(Multiplied(label, self.instructions.get(kind, FLOAT.name), reason))
         if not kind:
             return node
-        operands = [self._code(name) for name in node.inputs[:2]]
+        operands = [self._operand(name) for name in node.inputs[:2]]
         attributes = {**node.attributes, "dot": kind}
-        return replace(node, domain=DOMAIN, inputs=(*operands, *node.inputs[2:]), attributes=attributes)
+        return replace(node, domain=self.domain, inputs=(*operands, *node.inputs[2:]), attributes=attributes)
 
-    def _chosen(self, node: Node) -> tuple[str, str]:
-        """(the kind of dot product, empty for float32; why)."""
-        reason = self._unfit_convolution(node) if node.domain else self._unfit_product(node)
-        if not reason and self._stored(node.inputs[1]) is None and self._is_decoded(node.inputs[1]):
-            reason = "a decoder computes its weights where they are multiplied"
-        if reason:
-            return "", reason
-        new = {name for name in node.inputs[:2] if name not in self.constants and name not in self.narrow}
-        elements = sum(self.types[name].size for name in new)
-        elements += self.types[node.inputs[0]].size if any(node.get_ints("pads")) else 0  # a copy with zeros around it
-        dot, speed = fastest(self._layer(node), self.target, elements)
-        if dot is None:
-            return "", "too few columns or too little depth for matrix tiles, and no vdpbf16ps"
-        expected = f"expected at {speed:.2g}x the speed of float32"
-        return (dot.kind if speed >= LEAST_GAIN else ""), f"{INSTRUCTIONS[dot.kind]} is {expected}"
-
-    def _unfit_convolution(self, node: Node) -> str:
-        """Why the kernels for codes do not take the form of a convolution; empty where they do."""
-        if node.op == "ConvTranspose":
-            return "it is transposed"
-        if node.get_int("group", 1) > 1:
-            return "its channels are in groups, too few each"
-        if len(self.types[node.inputs[1]].dims) != 4:
-            return "it does not have two spatial dimensions"
-        fixed = node.inputs[1] in self.constants or self._is_decoded(node.inputs[1])
-        return "" if fixed else "its weights are computed at run time"
-
-    def _unfit_product(self, node: Node) -> str:
-        x, w = (self.types[name].dims for name in node.inputs[:2])
-        if min(len(x), len(w)) == 1:
-            return "an operand is a vector"
-        if node.get_int("transA", 0):
-            return "its first operand is transposed"
-        return "it sums an odd number of products" if x[-1] % 2 else ""
-
-    def _layer(self, node: Node) -> Layer:
-        x, w, y = (self.types[name].dims for name in (*node.inputs[:2], node.outputs[0]))
-        if node.op != "Conv":
-            return Layer(prod(y[:-2]), y[-2:-1], x[-1], y[-1])
-        strides, dilations = (prod(node.get_ints(name, (1, 1))) for name in ("strides", "dilations"))
-        across = w[3] if node.get_ints("dilations", (1, 1))[-1] == 1 else 1
-        square = strides == dilations == 1 and w[2:] == (3, 3)
-        return Layer(y[0], y[1:-1], w[1], w[0], w[2] * w[3], across, strides, square)
-
-    def _is_decoded(self, name: str) -> bool:
-        """Whether constants alone decide a value, but a node computes it."""
-        fixed: Mapping[str, Array] = self.constants
-        producer = self.graph.producers.get(name)
-        return producer is not None and all(each in fixed or self._is_decoded(each) for each in producer.reads)
-
-    def _stored(self, name: str) -> Array | None:
-        """A constant as float32, stored in 16 bits or not; None for what is computed."""
-        producer = self.graph.producers.get(name)
-        if producer is None or (producer.domain, producer.op) != ("", "Cast"):
-            return self.constants.get(name)
-        array = self.constants.get(producer.inputs[0])
-        return array.astype(FLOAT) if array is not None and array.dtype in NARROW else None
-
-    def _code(self, name: str) -> str:
+    def _operand(self, name: str) -> str:
         if name not in self.narrow:
-            made, kind = f"{name}@bf16", self.types[name]
+            made = f"{name}@{self.domain.rpartition('.')[2]}"
             self.narrow[name] = made
-            self.types[made] = TensorType(CODE, kind.dims)
-            stored = self._stored(name)
+            self.types[made] = TensorType(self.narrow_type, self.types[name].dims)
+            stored = self.stored(name)
             if stored is not None:
-                self.constants[made] = codes(stored)
+                self.constants[made] = self.narrowed(stored)
             else:
-                self.nodes.append(Node("Narrow", (name,), (made,), {}, made, DOMAIN))
+                self.nodes.append(Node("Narrow", (name,), (made,), {}, made, self.domain))
         return self.narrow[name]
 
 
-def bound(terms: int) -> float:
-    """What a result may err, of the sum of the absolute values of its products."""
-    return 2 * ROUNDING + ROUNDING**2 + (terms + 1) * 2.0**-24
+def unfit_convolution(node: Node, weights: tuple[int, ...]) -> str:
+    """Why kernels for narrow floats do not take the form of a convolution; empty where they do."""
+    if node.op == "ConvTranspose":
+        return "it is transposed"
+    if node.get_int("group", 1) > 1:
+        return "its channels are in groups, too few each"
+    return "" if len(weights) == 4 else "it does not have two spatial dimensions"
+
+
+def unfit_product(node: Node, x: tuple[int, ...], w: tuple[int, ...]) -> str:
+    """The same for a product of matrices."""
+    if min(len(x), len(w)) == 1:
+        return "an operand is a vector"
+    return "its first operand is transposed" if node.get_int("transA", 0) else ""

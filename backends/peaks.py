@@ -18,7 +18,7 @@ from tvm import tirx
 from graphc.artifact import Work
 from graphc.backends.dot import Dot
 from graphc.backends.dot_x86 import multiply_add
-from graphc.backends.narrow import CODE
+from graphc.backends.narrow_bf16 import CODE
 from graphc.backends.objects import tir_json
 from graphc.backends.program import Buffer, Call, Kernel, Program
 from graphc.backends.schedule_amx import INPUTS, PRODUCTS, SUMS, WEIGHTS, configured, instruction, tile_number

@@ -53,7 +53,7 @@ COMPUTES: dict[tuple[str, str], Compute] = {}
 _ROOMS = (
     "compute_conv",
     "compute_matmul",
-    "compute_bf16",
+    "compute_narrow",
     "compute_pool",
     "compute_integer",
     "compute_shape",

@@ -17,7 +17,7 @@ from tvm import tirx
 
 from graphc.backends.anchor import Anchor
 from graphc.backends.geometry import Pattern
-from graphc.backends.halve import MOST_TERMS
+from graphc.backends.narrow_fp16 import MOST_TERMS
 from graphc.backends.schedule_contraction import Contraction, Convolution, Product, held
 from graphc.backends.statements import const, loop, sequence, spread, vector
 from graphc.backends.targets import Target

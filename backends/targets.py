@@ -55,8 +55,8 @@ class Target:
     winograd: bool = True
     """Whether float convolutions may use Winograd's filtering: see `graphc.backends.winograd` for what it errs."""
     arithmetic: Literal["float32", "bf16", "fp16"] = "float32"
-    """What convolutions and products of floats multiply: see `graphc.backends.narrow` for what bf16 errs, `halve` for
-    what fp16 does."""
+    """What convolutions and products of floats multiply: `graphc.backends.narrow_bf16` and `narrow_fp16` say what
+    that errs."""
     weights: Storage = "plain"
     """How constants are stored: as kernels read them, or entropy-coded (`graphc.backends.coded_weights`)."""
     emit: Literal["objects", "c"] = "objects"

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from graphc.artifact import Work
-from graphc.backends.halve import DOMAIN as FP16
 from graphc.backends.integer_region import DOMAIN as INTEGER
-from graphc.backends.narrow import DOMAIN as BF16
+from graphc.backends.narrow_bf16 import DOMAIN as BF16
+from graphc.backends.narrow_fp16 import DOMAIN as FP16
 from graphc.backends.program import Call, Program
 from graphc.ir.cost import macs
 from graphc.ir.graph import Graph

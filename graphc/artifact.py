@@ -137,8 +137,8 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Multiplied:
-    """What multiplies the floats of a node under bfloat16 arithmetic: an instruction for bfloat16 by name, or float32;
-    and why."""
+    """What multiplies the floats of a node where narrower ones were asked for: an instruction by name, or float32; and
+    why."""
 
     node: str
     instruction: str

@@ -128,7 +128,7 @@ def _prepared(report: Report) -> Iterator[str]:
 
 
 def _multiplied(report: Report) -> Iterator[str]:
-    """Which instructions multiply bfloat16, and which layers stay in float32."""
+    """Which instructions multiply narrow floats, and which layers stay in float32."""
     for target in report.targets:
         names = defaultdict(list)
         for each in target.multiplied:

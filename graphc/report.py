@@ -96,7 +96,7 @@ class PreparedLayer(Record):
 
 
 class Multiplied(Record):
-    """Under `arithmetic: bf16`, the instruction that multiplies the floats of a node, or "float32", and why."""
+    """Under `arithmetic: bf16` or `fp16`, what multiplies a node's floats: an instruction, or "float32"; and why."""
 
     node: str
     instruction: str

@@ -24,9 +24,8 @@ from graphc.backends.build import build_program, integerized, lowered
 from graphc.backends.cache import Cache
 from graphc.backends.candidates import candidates
 from graphc.backends.choices import BY_MODEL, RULES, Choice, Choices, decoder, kernel_id
-from graphc.backends.halve import halved
+from graphc.backends.float_products import narrowed
 from graphc.backends.layout import channels_last
-from graphc.backends.narrow import narrowed
 from graphc.backends.program import Program
 from graphc.backends.targets import Target, resolve
 from graphc.backends.widen import widened
@@ -139,7 +138,7 @@ def _data(entry: Entry) -> dict[str, Any]:
 
 def laid_out(graph: Graph, target: Target) -> Graph:
     """A graph as it is lowered: choices are by the results of its nodes."""
-    return narrowed(halved(channels_last(widened(integerized(graph))), target), target).graph
+    return narrowed(channels_last(widened(integerized(graph))), target).graph
 
 
 def tuned(

@@ -209,10 +209,10 @@ class Cpu(Section):
 
     `arithmetic: bf16` multiplies floats of convolutions and matrix products as bfloat16 and adds in float32, on
     processors that have matrix tiles for it (AMX) or vdpbf16ps (AVX512_BF16): up to several times as fast, and every
-    operand rounded by up to 2^-8 of itself (see `graphc.backends.narrow`). Layers that would not gain stay in float32;
-    the report says which, and why. `arithmetic: fp16` multiplies them as float16, on Arm processors with FEAT_FP16:
-    twice as many at once, each rounded by up to 2^-11 of itself, and sums of at most 32 of them too (see
-    `graphc.backends.halve`); numbers beyond 65504 overflow.
+    operand rounded by up to 2^-8 of itself (see `graphc.backends.narrow_bf16`). Layers that would not gain stay in
+    float32; the report says which, and why. `arithmetic: fp16` multiplies them as float16, on Arm processors with
+    FEAT_FP16: twice as many at once, each rounded by up to 2^-11 of itself, and sums of at most 32 of them too (see
+    `graphc.backends.narrow_fp16`); numbers beyond 65504 overflow.
 
     `tune` measures a few ways to compute each kernel (`thorough`: more of them) where this machine runs the target's
     code, and keeps the fastest in the file `tuning`, by default tuning.json beside the spec. What that file holds is

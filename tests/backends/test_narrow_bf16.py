@@ -14,8 +14,9 @@ from graphc.backends import bf16_speed
 from graphc.backends.bf16_speed import LEAST_GAIN, Layer, fastest
 from graphc.backends.build import build_target
 from graphc.backends.cache import Cache
+from graphc.backends.float_products import narrowed
 from graphc.backends.layout import channels_last
-from graphc.backends.narrow import SMALLEST, bound, codes, narrowed
+from graphc.backends.narrow_bf16 import SMALLEST, bound, codes
 from graphc.backends.targets import Target, resolve
 from graphc.backends.worker import Server
 from graphc.errors import UnsupportedError

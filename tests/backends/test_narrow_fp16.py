@@ -12,8 +12,8 @@ from graphc import artifact
 from graphc.backends import objects
 from graphc.backends.build import build_target
 from graphc.backends.cache import Cache
-from graphc.backends.halve import MOST_TERMS, bound
 from graphc.backends.lower import lower
+from graphc.backends.narrow_fp16 import MOST_TERMS, bound
 from graphc.backends.targets import resolve
 from graphc.backends.worker import Server
 from graphc.emulator import EmulatedLinux

@@ -1,4 +1,4 @@
-"""Convolutions and matrix products of bfloat16 codes or float16: see `graphc.backends.narrow` and `halve`."""
+"""Convolutions and matrix products of bfloat16 codes or float16: see `graphc.backends.narrow`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
-from graphc.backends import compute_conv, compute_matmul, halve, llvm_bf16
+from graphc.backends import compute_conv, compute_matmul, llvm_bf16
 from graphc.backends.dot import Dot
-from graphc.backends.narrow import DOMAIN
+from graphc.backends.narrow_bf16 import DOMAIN as BF16
+from graphc.backends.narrow_fp16 import DOMAIN as FP16
 from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
 from graphc.backends.statements import wide
 from graphc.ir import Node
@@ -25,7 +26,7 @@ def rounded(value: Any) -> Any:
     return tirx.Select(value == value, nearest, quiet).astype("uint16")  # noqa: PLR0124 - false for a NaN
 
 
-@computes(DOMAIN, "Narrow")
+@computes(BF16, "Narrow")
 def narrow(state: Lowering, node: Node) -> Sequence[Any]:
     """float32 -> codes; fused into what computes the operand where nothing else reads it."""
     code = llvm_bf16.code if state.target.has("avx512_bf16") else rounded
@@ -36,7 +37,7 @@ def narrow(state: Lowering, node: Node) -> Sequence[Any]:
     return [state.emit(define, state.value(node.inputs[0]), name="narrow")]
 
 
-@computes(halve.DOMAIN, "Narrow")
+@computes(FP16, "Narrow")
 def half(state: Lowering, node: Node) -> Sequence[Any]:
     """float32 -> float16; fused as above."""
 
@@ -46,7 +47,7 @@ def half(state: Lowering, node: Node) -> Sequence[Any]:
     return [state.emit(define, state.value(node.inputs[0]), name="narrow")]
 
 
-@computes(DOMAIN, "Widen")
+@computes(BF16, "Widen")
 def widen(state: Lowering, node: Node) -> Sequence[Any]:
     """Codes -> float32, exactly."""
 
@@ -56,8 +57,8 @@ def widen(state: Lowering, node: Node) -> Sequence[Any]:
     return [state.emit(define, state.value(node.inputs[0]), name="widen")]
 
 
-@computes(DOMAIN, "Conv")
-@computes(halve.DOMAIN, "Conv")
+@computes(BF16, "Conv")
+@computes(FP16, "Conv")
 def conv(state: Lowering, node: Node) -> Sequence[Any]:
     """y = conv(x, w) + bias, channels last, with constant weights."""
     kind = state.type(node.inputs[0]).dtype
@@ -79,8 +80,8 @@ def conv(state: Lowering, node: Node) -> Sequence[Any]:
     return [state.emit(define, *operands, name=f"conv_{shape.dot}", pattern=OUT_FUSIBLE)]
 
 
-@computes(DOMAIN, "MatMul")
-@computes(halve.DOMAIN, "MatMul")
+@computes(BF16, "MatMul")
+@computes(FP16, "MatMul")
 def matmul(state: Lowering, node: Node) -> Sequence[Any]:
     """numpy.matmul of matrices; batches broadcast, b may be computed at run time."""
     a, b = (state.type(name).dims for name in node.inputs[:2])
@@ -95,8 +96,8 @@ def matmul(state: Lowering, node: Node) -> Sequence[Any]:
     return [state.emit(define, state.value(node.inputs[0]), right, name=f"matmul_{product.dot}", pattern=OUT_FUSIBLE)]
 
 
-@computes(DOMAIN, "Gemm")
-@computes(halve.DOMAIN, "Gemm")
+@computes(BF16, "Gemm")
+@computes(FP16, "Gemm")
 def gemm(state: Lowering, node: Node) -> Sequence[Any]:
     """y = alpha * a b' + beta * c; b' is b, transposed where asked."""
     a, b = (state.type(name).dims for name in node.inputs[:2])
@@ -117,7 +118,7 @@ def _right(
     """The product, and its packed right operand: at compile time where it is constant, else by a kernel."""
     inner = state.type(node.inputs[0]).dims[-1]
     array, transposed = state.constant(node.inputs[1]), bool(node.get_int("transB", 0))
-    dot = Dot.of("half" if node.domain == halve.DOMAIN else node.get_str("dot", ""))
+    dot = Dot.of(node.get_str("dot", ""))
     block = dot.block(state.target, columns, rows)
     vectors = state.choice(node).vectors
     product = compute_matmul.Product(batch, rows, inner, columns, block, dot.step, dot.kind, vectors=vectors)
