@@ -112,6 +112,8 @@ def _block(block: Any) -> Block | None:
     spatial, reduced = ({var: n for var, n, kind in axes if kind == wanted} for wanted in (SPATIAL, REDUCTION))
     if len(spatial) + len(reduced) < len(axes):
         return None
+    if _compares_places(store.value):
+        return None  # rows count in int32, and a comparison does not mix
     whole = Block(store.buffer, store.indices, spatial, reduced, store.value)
     if init is None:
         return whole if not reduced else None
@@ -281,6 +283,14 @@ def _loads(expression: Any) -> list[Any]:
     found: list[Any] = []
     tvm_ffi.structural_walk(expression, (tvm.ir.TensorLoad, found.append))
     return found
+
+
+def _compares_places(expression: Any) -> bool:
+    """Whether something depends on a comparison of 64-bit indices."""
+    found: list[Any] = []
+    for kind in (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE):
+        tvm_ffi.structural_walk(expression, (kind, found.append))
+    return any(str(comparison.a.ty.dtype) == "int64" for comparison in found)
 
 
 def _reads(expression: Any, buffer: Any) -> bool:

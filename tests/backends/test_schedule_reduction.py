@@ -95,3 +95,22 @@ def test_nan_is_passed_over(shape: tuple[int, int], tmp_path: Path) -> None:
         found = np.empty(shape[0], np.float32)
         run(given, found)
         np.testing.assert_array_equal(found, np.nanmax(given, axis=1))
+
+
+def test_places_of_64_bits_may_be_compared(tmp_path: Path) -> None:
+    """As in a transposed convolution, which asks of each tap whether it meets an element."""
+    rows, depth = (tirx.const(size, "int64") for size in (6, 32))
+    x = te.placeholder((rows, depth), name="x")
+    k = te.reduce_axis((tirx.const(0, "int64"), depth), "k")
+    y = te.compute(
+        (rows,),
+        lambda i: te.sum(tirx.if_then_else(i * 4 + k < 40, x[i, k], tirx.const(0, "float32")), axis=k),
+        name="y",
+    )
+    target = runnable(LEVELS[-1])
+    given = np.random.default_rng(0).standard_normal((6, 32)).astype(np.float32)
+    found = np.empty(6, np.float32)
+    (stage,) = stages(scheduled(te.create_prim_func([x, y]), target))
+    Compiled(stage.function, target, tmp_path)(given, found)
+    met = 4 * np.arange(6)[:, None] + np.arange(32) < 40
+    np.testing.assert_allclose(found, np.where(met, given, 0).sum(axis=1), rtol=1e-5, atol=1e-5)
