@@ -132,14 +132,15 @@ def _patches(graph: Graph, program: Program, target: Target) -> tuple["Patched |
     from graphc.backends.coded_weights import store  # here, as below
     from graphc.backends.fit import missing_ram
     from graphc.backends.patches import laid_out, peak_bytes, suggested
-    from graphc.backends.plan import plan
+    from graphc.backends.plan import overlapped, plan
 
     stored = store(program, target.weights)
-    missing = missing_ram(stored, plan(stored, alignment=target.alignment, io_in_arena=True), target)
+    memory = plan(stored, alignment=target.alignment, io_in_arena=True, overlap=True)
+    missing = missing_ram(overlapped(stored, memory), memory, target)
     if missing <= 0:
         return None, 0
     graph = laid_out(graph)
-    limit = peak_bytes(graph) - missing
+    limit = min(peak_bytes(graph), memory.bytes) - missing  # patches may leave nothing to overlap
     return suggested(graph, limit, target.alignment), limit
 
 
@@ -160,12 +161,16 @@ def build_program(
     from graphc.backends.emit import emit
     from graphc.backends.fit import check_memory
     from graphc.backends.kernels import compile_kernels
-    from graphc.backends.plan import plan
+    from graphc.backends.plan import overlapped, plan
     from graphc.backends.prepared import prepared
 
     program = prepared(program, target)
     stored = store(program, target.weights)
-    memory = plan(stored) if target.system else plan(stored, alignment=target.alignment, io_in_arena=True)
+    if target.system:
+        memory = plan(stored)
+    else:
+        memory = plan(stored, alignment=target.alignment, io_in_arena=True, overlap=True)
+        program, stored = overlapped(program, memory), overlapped(stored, memory)
     check_memory(stored, memory, target, helpful)
     code = compile_kernels(program, target, cache, server, _watching(progress, "compile kernels"))
     progress("link", 0.0)

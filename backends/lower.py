@@ -19,9 +19,10 @@ from graphc.backends.anchor import products
 from graphc.backends.choices import NO_CHOICES, Choices
 from graphc.backends.float_products import narrowed
 from graphc.backends.layout import channels_last
-from graphc.backends.objects import task_count, tir_json
+from graphc.backends.objects import OVERLAPPING, task_count, tir_json
+from graphc.backends.overlap import Distance, distance
 from graphc.backends.patches import patched
-from graphc.backends.program import Buffer, Call, Kernel, Program, Role
+from graphc.backends.program import Buffer, Call, Kernel, Overlap, Program, Role
 from graphc.backends.relax_module import ALIAS, MARK, PART, WHOLE, relax_module
 from graphc.backends.schedule import scheduled
 from graphc.backends.stages import Stage, stages
@@ -32,6 +33,9 @@ from graphc.errors import InputError, UnsupportedError
 from graphc.ir import Array, Graph
 
 Note = Callable[[str], None]
+
+BYTES = {"int8", "uint8"}
+"""Types that C lets alias any other."""
 
 NODE = "_of_node_"
 """Stands between the name of a kernel and the index of the graph node it was made for."""
@@ -165,6 +169,8 @@ class _Assembly:
     constants: dict[str, Array] = field(default_factory=dict)
     kernels: dict[str, Kernel] = field(default_factory=dict)
     symbols: dict[Any, str] = field(default_factory=dict)
+    distances: dict[Any, Distance | None] = field(default_factory=dict)
+    """Of stages by structure, between the largest result and the largest operand."""
     calls: list[Call] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
     parts: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -322,23 +328,50 @@ class _Assembly:
                     nodes,
                     tuple(bound[b] for b in stage.written),
                     in_place,
+                    overlap=self._overlap(name, stage, bound),
                 )
             )
             self.shares.append(Share(self.marks[name], self.products[name]))
+
+    def _overlap(self, name: str, stage: Stage, bound: dict[Any, str]) -> Overlap | None:
+        """How the largest result of a stage may overlap the largest operand, where one thread runs it."""
+        sizes = {b: self.buffers[bound[b]].bytes for b in stage.buffers if bound[b] not in self.constants}
+        operands = [b for b in sizes if not any(b.same_as(each) for each in stage.written)]
+        if self.target.system or stage.in_place or not operands:
+            return None
+        target, source = (max(group, key=lambda b: sizes[b]) for group in (stage.written, operands))
+        if str(target.dtype) != str(source.dtype) and not BYTES & {str(target.dtype), str(source.dtype)}:
+            return None  # no C compiler would expect them to overlap
+        key = tvm_ffi.structural_hash(stage.function, map_free_vars=True)
+        if key not in self.distances:
+            written, read = (
+                next(i for i, b in enumerate(stage.buffers) if b.same_as(each)) for each in (target, source)
+            )
+            self.distances[key] = distance(stage.function, written, read, self.target.alignment)
+        found = self.distances[key]
+        if found is None:
+            return None
+        function = stage.function.with_attr("tirx.noalias", False).with_attr(OVERLAPPING, True)
+        kernel = _made(name, replace(stage, function=function))
+        return Overlap(bound[target], bound[source], found.least, found.step, kernel)
 
     def _kernel(self, name: str, stage: Stage) -> str:
         """The symbol of a stage's kernel; structurally equal stages share one."""
         key = tvm_ffi.structural_hash(stage.function, map_free_vars=True)
         if key not in self.symbols:
-            text = tir_json(stage.function)
-            readable = re.sub(rf"{NODE}\d+_\d+|\W", "", name.removeprefix("fused_"))[:40].strip("_")
-            symbol = f"{readable}_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
-            self.symbols[key] = symbol
-            written = [any(b.same_as(w) for w in stage.written) for b in stage.buffers]
-            self.kernels[symbol] = Kernel(
-                symbol, text, tuple(str(b.dtype) for b in stage.buffers), tuple(not w for w in written)
-            )
+            kernel = _made(name, stage)
+            self.symbols[key] = kernel.symbol
+            self.kernels[kernel.symbol] = kernel
         return self.symbols[key]
+
+
+def _made(name: str, stage: Stage) -> Kernel:
+    """The kernel of a stage of the function `name`."""
+    text = tir_json(stage.function)
+    readable = re.sub(rf"{NODE}\d+_\d+|\W", "", name.removeprefix("fused_"))[:40].strip("_")
+    symbol = f"{readable}_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    written = [any(b.same_as(w) for w in stage.written) for b in stage.buffers]
+    return Kernel(symbol, text, tuple(str(b.dtype) for b in stage.buffers), tuple(not w for w in written))
 
 
 def lower_job(graph: Graph, target: Target, note: Note, choices: Choices) -> Program:

@@ -29,6 +29,9 @@ STACK_BYTES = 80 << 10
 for _name in ("tirx.nearbyint", "tirx.rsqrt"):
     tvm.ir.register_op_attr(_name, "TVectorizable", True)
 
+OVERLAPPING = "graphc.overlapping"
+"""Attribute of a PrimFunc, beside `tirx.noalias` false, whose result may be written over bytes of other elements."""
+
 TASKS = "graphc.tasks"  # the annotation that marks the outermost loop through lowering
 
 _S, _X = s_tir.transform, tirx.transform
@@ -139,7 +142,11 @@ def _serial() -> Any:
 
 def _module(tir: str, symbol: str, target: Target) -> tuple[tvm.IRModule, tvm.target.Target]:
     options = tvm.target.Target(llvm_target(target))
-    return tvm.IRModule({symbol: _lowered(tir, symbol, options, LOOPS_TO_SCALARS)}), options
+    function = _lowered(tir, symbol, options, LOOPS_TO_SCALARS)
+    if OVERLAPPING in function.attrs:  # TVM's TBAA says of any two buffers that they do not alias
+        options = tvm.target.Target({**llvm_target(target), "cl-opt": ["-enable-tbaa:bool=0"]})
+        function = function.with_attr("target", options)
+    return tvm.IRModule({symbol: function}), options
 
 
 def _lowered(tir: str, symbol: str, options: tvm.target.Target, to_scalars: tuple[Any, ...]) -> tirx.PrimFunc:

@@ -4,7 +4,7 @@ Optimal packing is NP-hard (dynamic storage allocation). First fit in several go
 hill climb from the best of them; both stop at the largest live set, which nothing can beat.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
@@ -23,22 +23,35 @@ class Interval:
     size: int
 
 
-def pack(intervals: Sequence[Interval], alignment: int) -> tuple[list[int], int]:
+@dataclass(frozen=True, slots=True)
+class Overlapping:
+    """Interval number `below` may lie on bytes of `above`, in whose last position it begins: `least` bytes before it
+    or more."""
+
+    below: int
+    above: int
+    least: int
+
+
+def pack(
+    intervals: Sequence[Interval], alignment: int, overlapping: Sequence[Overlapping] = ()
+) -> tuple[list[int], int]:
     """An offset, a multiple of `alignment`, for each interval, and the bytes that all of them span."""
     if not intervals:
         return [], 0
+    reach = {(pair.below, pair.above): pair.least for pair in overlapping}
     blocks = [Interval(i.first, i.last, -(-i.size // alignment) * alignment) for i in intervals]
     neighbours = _neighbours(blocks)
-    bound = _largest_live_set(blocks)
+    bound = max(live_bytes(blocks, overlapping))
     best: _Packing | None = None
     for order in _orders(blocks, neighbours):
-        packing = _first_fit(order, blocks, neighbours)
+        packing = _first_fit(order, blocks, neighbours, reach)
         if best is None or packing.size < best.size:
             best = packing
         if best.size == bound:
             break
     assert best is not None
-    best = _climb(best, bound, blocks, neighbours)
+    best = _climb(best, bound, blocks, neighbours, reach)
     return best.offsets, best.size
 
 
@@ -64,13 +77,19 @@ def _neighbours(blocks: Sequence[Interval]) -> list[list[int]]:
     return neighbours
 
 
-def _largest_live_set(blocks: Sequence[Interval]) -> int:
-    lowest = min(block.first for block in blocks)
-    change = [0] * (max(block.last for block in blocks) - lowest + 2)
+def live_bytes(blocks: Sequence[Interval], overlapping: Sequence[Overlapping] = ()) -> list[int]:
+    """The bytes that what is alive needs, at each position from the first on."""
+    lowest = min((block.first for block in blocks), default=0)
+    change = [0] * (max((block.last for block in blocks), default=0) - lowest + 2)
     for block in blocks:
         change[block.first - lowest] += block.size
         change[block.last - lowest + 1] -= block.size
-    return max(accumulate(change))
+    alive = list(accumulate(change))
+    for pair in overlapping:
+        below, above = blocks[pair.below], blocks[pair.above]
+        shared = below.size + above.size - max(below.size, pair.least + above.size)
+        alive[below.first - lowest] -= max(0, shared)
+    return alive
 
 
 def _orders(blocks: Sequence[Interval], neighbours: Sequence[Sequence[int]]) -> Iterator[list[int]]:
@@ -87,15 +106,30 @@ def _orders(blocks: Sequence[Interval], neighbours: Sequence[Sequence[int]]) -> 
     yield sorted(range(len(blocks)), key=lambda i: (-blocks[i].last, -blocks[i].size, i))
 
 
-def _first_fit(order: list[int], blocks: Sequence[Interval], neighbours: Sequence[Sequence[int]]) -> _Packing:
-    """Each block in turn at the lowest offset that is free for as long as it lives."""
+def _first_fit(
+    order: list[int],
+    blocks: Sequence[Interval],
+    neighbours: Sequence[Sequence[int]],
+    reach: Mapping[tuple[int, int], int],
+) -> _Packing:
+    """Each block in turn at the lowest offset that is free for as long as it lives.
+
+    `reach` (below, above) is how many bytes the one must lie below the other, where that is not all of it.
+    """
     offsets = [-1] * len(blocks)
     total = 0
     for index in order:
         size, offset = blocks[index].size, 0
-        placed = (other for other in neighbours[index] if offsets[other] >= 0)
-        for start, end in sorted((offsets[other], offsets[other] + blocks[other].size) for other in placed):
-            if start >= offset + size:
+        placed = [other for other in neighbours[index] if offsets[other] >= 0]
+        taken = [
+            (
+                offsets[other] - reach.get((index, other), size),
+                offsets[other] + reach.get((other, index), blocks[other].size),
+            )
+            for other in placed
+        ]
+        for start, end in sorted(taken):
+            if start >= offset:
                 break
             offset = max(offset, end)
         offsets[index] = offset
@@ -103,7 +137,13 @@ def _first_fit(order: list[int], blocks: Sequence[Interval], neighbours: Sequenc
     return _Packing(order, offsets, total)
 
 
-def _climb(best: _Packing, bound: int, blocks: Sequence[Interval], neighbours: Sequence[Sequence[int]]) -> _Packing:
+def _climb(
+    best: _Packing,
+    bound: int,
+    blocks: Sequence[Interval],
+    neighbours: Sequence[Sequence[int]],
+    reach: Mapping[tuple[int, int], int],
+) -> _Packing:
     """Give a block an earlier turn, half of the time one that reaches the top; keep what is no worse."""
     random = Random(0)
     pairs = len(blocks) + sum(map(len, neighbours))
@@ -115,7 +155,7 @@ def _climb(best: _Packing, bound: int, blocks: Sequence[Interval], neighbours: S
         turn = random.choice(top) if random.random() < 0.5 else random.randrange(len(ends))
         order = list(best.order)
         order.insert(random.randrange(turn + 1), order.pop(turn))
-        trial = _first_fit(order, blocks, neighbours)
+        trial = _first_fit(order, blocks, neighbours, reach)
         if trial.size <= best.size:
             best = trial
     return best

@@ -6,14 +6,14 @@ Inputs, outputs and constants live outside the arena (the caller's pointers, the
 otherwise: a microcontroller has one memory, and an input that is dead makes room there.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from math import lcm
 from typing import Literal
 
 from graphc.backends.order import low_peak_order
-from graphc.backends.pack import Interval, pack
-from graphc.backends.program import ALIGNMENT, Call, Program
+from graphc.backends.pack import Interval, Overlapping, live_bytes, pack
+from graphc.backends.program import ALIGNMENT, Call, Overlap, Program
 from graphc.errors import InternalError
 
 
@@ -42,7 +42,8 @@ class MemoryPlan:
     """The calls in the order they run, then the copies; a place for every buffer and view that one of them names.
 
     `bytes` is the arena without the runtime's own state. `lower_bound` is the largest set of bytes alive at once in
-    this order, without alignment: no plan for the order is smaller. `peak` is the call where that happens (-1: none).
+    this order, without alignment, bytes that a call's result and operand share counted once: no plan for the order and
+    these overlaps is smaller. `peak` is the call where that happens (-1: none).
     `input_offsets` and `output_offsets` say where in the arena the caller may put them, None: nowhere.
     """
 
@@ -57,11 +58,15 @@ class MemoryPlan:
     output_offsets: tuple[int | None, ...]
 
 
-def plan(program: Program, *, alignment: int = ALIGNMENT, io_in_arena: bool = False) -> MemoryPlan:
+def plan(
+    program: Program, *, alignment: int = ALIGNMENT, io_in_arena: bool = False, overlap: bool = False
+) -> MemoryPlan:
     """The smallest arena found for a program. Deterministic.
 
     Another order of the calls is taken only where its arena is smaller. With `io_in_arena` inputs and outputs get an
-    offset as well, and an input's bytes are reused after its last reader (so the caller's input is spoiled).
+    offset as well, and an input's bytes are reused after its last reader (so the caller's input is spoiled). With
+    `overlap` the calls at the peak write over what they read, by kernels that only `overlapped(program, plan)` has: for
+    one thread, and with `io_in_arena`.
     Raises InternalError for a program that contradicts itself (a bug in lowering).
     """
     check(program)
@@ -71,7 +76,27 @@ def plan(program: Program, *, alignment: int = ALIGNMENT, io_in_arena: bool = Fa
     calls = low_peak_order(program.calls, original.roots, original.costs(), present=original.present, kept=kept)
     if calls != program.calls and (other := _Layout(program, calls, alignment, io_in_arena).plan()).bytes < best.bytes:
         best = other
+    return _with_overlaps(program, best, alignment) if overlap and io_in_arena else best
+
+
+def _with_overlaps(program: Program, best: MemoryPlan, alignment: int) -> MemoryPlan:
+    """The plan after overlapping what makes its peak, again and again, as long as that leads to a smaller arena."""
+    found, chosen = best, frozenset[int]()
+    while found.peak >= 0 and found.peak not in chosen:
+        chosen |= {found.peak}
+        layout = _Layout(program, best.calls, alignment, True, chosen)
+        if chosen - layout.overlaps.keys():
+            break
+        found = layout.plan()
+        best = found if found.bytes < best.bytes else best
     return best
+
+
+def overlapped(program: Program, memory: MemoryPlan) -> Program:
+    """The program with those kernels alone that the plan's calls name, the overlapping ones among them."""
+    ours = {call.overlap.kernel.symbol: call.overlap.kernel for call in program.calls if call.overlap}
+    used = {call.kernel for call in (*program.setup, *memory.calls)}
+    return replace(program, kernels={name: each for name, each in {**program.kernels, **ours}.items() if name in used})
 
 
 def roots(program: Program) -> Mapping[str, str]:
@@ -173,7 +198,14 @@ def _call_problems(
 class _Layout:
     """Liveness and sharing for one order of the calls. Positions count calls; the caller writes inputs at -1."""
 
-    def __init__(self, program: Program, calls: tuple[Call, ...], alignment: int, io_in_arena: bool) -> None:
+    def __init__(
+        self,
+        program: Program,
+        calls: tuple[Call, ...],
+        alignment: int,
+        io_in_arena: bool,
+        chosen: Set[int] = frozenset(),
+    ) -> None:
         self.program, self.calls, self.alignment, self.io_in_arena = program, calls, alignment, io_in_arena
         self.end = len(calls)
         self.roots = roots(program)
@@ -192,6 +224,9 @@ class _Layout:
                 self.outputs[root] = index
         self.spans = self._spans()
         self.owner = self._share()
+        possible = {at: call.overlap for at, call in enumerate(calls) if call.overlap and at in chosen}
+        self.overlaps = {at: each for at, each in possible.items() if self._may_overlap(each, at)}
+        """Position -> what overlaps there."""
 
     def _spans(self) -> dict[str, tuple[int, int]]:
         """Root -> first and last position at which its bytes matter, for all but constants.
@@ -229,6 +264,18 @@ class _Layout:
         starts, dies = self.spans[new][0] == position, self.spans[old][1] == position
         return new != old and starts and dies and self._size(new) == self._size(old)
 
+    def _may_overlap(self, overlap: Overlap, position: int) -> bool:
+        """Whether both are whole buffers, of which one is born and the other dies there; no third may share them."""
+        new, old = self.roots[overlap.target], self.roots[overlap.source]
+        used = [self.roots[name] for name in self.calls[position].arguments]
+        whole = all(
+            self._size(self.roots[name]) == self.program.buffers[name].bytes
+            for name in (overlap.target, overlap.source)
+        )
+        if not whole or old not in self.owner or used.count(old) != 1 or used.count(new) != 1:
+            return False
+        return self.owner[new] == new and self.spans[new][0] == position == self.spans[old][1]
+
     def _size(self, root: str) -> int:
         return self.program.buffers[root].bytes
 
@@ -246,11 +293,17 @@ class _Layout:
         intervals = [self._interval(groups[first]) for first in inside]
         if self.io_in_arena:
             intervals += [Interval(self.end, self.end, self._size(root)) for root in self.copied.values()]
-        offsets, size = pack(intervals, self.alignment)
+        pairs = [
+            Overlapping(
+                inside.index(self.roots[each.target]), inside.index(self.owner[self.roots[each.source]]), each.least
+            )
+            for each in self.overlaps.values()
+        ]
+        offsets, size = pack(intervals, lcm(self.alignment, *(each.step for each in self.overlaps.values())), pairs)
         offset = dict(zip(inside, offsets, strict=False))
         where = lent | {first: Place("arena", at, first) for first, at in offset.items()}
         copies = tuple(Copy(self._place(root, where), index, self._size(root)) for index, root in self.copied.items())
-        bound, peak = _peak(intervals, self.end)
+        bound, peak = _peak(intervals, pairs, self.end)
         outputs: list[int | None] = [None] * len(self.program.outputs)
         inputs: list[int | None] = [None] * len(self.program.inputs)
         if self.io_in_arena:
@@ -263,7 +316,11 @@ class _Layout:
             for name, root in self.roots.items()
             if self._is_placed(root)
         }
-        return MemoryPlan(self.calls, copies, places, size, bound, peak, self.alignment, tuple(inputs), tuple(outputs))
+        calls = tuple(
+            replace(call, kernel=self.overlaps[at].kernel.symbol) if at in self.overlaps else call
+            for at, call in enumerate(self.calls)
+        )
+        return MemoryPlan(calls, copies, places, size, bound, peak, self.alignment, tuple(inputs), tuple(outputs))
 
     def _caller(self, group: list[str]) -> list[Place]:
         """The input or output whose memory a group shares, if any: an output's comes last in the group."""
@@ -284,12 +341,9 @@ class _Layout:
         return Interval(min(first for first, _ in spans), max(last for _, last in spans), self._size(group[0]))
 
 
-def _peak(intervals: list[Interval], end: int) -> tuple[int, int]:
+def _peak(intervals: Sequence[Interval], overlapping: Sequence[Overlapping], end: int) -> tuple[int, int]:
     """The largest number of bytes alive at once, and the first call where that is so."""
-    change = [0] * (end + 3)
-    for interval in intervals:
-        change[interval.first + 1] += interval.size
-        change[interval.last + 2] -= interval.size
-    alive = list(accumulate(change))
+    alive = live_bytes(intervals, overlapping)
     most = max(alive)
-    return most, min(max(alive.index(most) - 1, 0), end - 1) if most else -1
+    first = min((interval.first for interval in intervals), default=0)
+    return most, min(max(alive.index(most) + first, 0), end - 1) if most else -1

@@ -56,6 +56,21 @@ class Kernel:
 
 
 @dataclass(frozen=True, slots=True)
+class Overlap:
+    """One thread may run a call with its result `target` on the bytes of `source`, which nothing reads later.
+
+    The result must begin a multiple of `step` bytes before the operand, at least `least`. See
+    `graphc.backends.overlap`. `kernel` is the call's, compiled for pointers that overlap.
+    """
+
+    target: str
+    source: str
+    least: int
+    step: int
+    kernel: Kernel
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """A kernel on its buffers. Its tasks may run in any order on any thread; calls run one after another."""
 
@@ -69,6 +84,7 @@ class Call:
     in_place: Mapping[str, str] = field(default_factory=dict)
     """Written buffer -> read buffer that it may share memory with: each element is read, then written, by one task."""
     work: Work = field(default_factory=Work)
+    overlap: Overlap | None = None
 
 
 @dataclass(frozen=True, slots=True)
