@@ -116,32 +116,38 @@ def build_integerized(
     """`build_uncached` for a graph in the integer arithmetic."""
     _require_indexable(graph)
     program = lowered(graph, target, server, choices, progress)
-    helpful, limit = _patches(graph, program, target)
-    if helpful is not None and helpful.bytes[1] <= limit:
-        program = lowered(graph, replace(target, patches=helpful.count), server, choices, progress)
+    helpful = _patches(graph, program, target)
+    if helpful is not None:
+        cut = lowered(graph, replace(target, patches=helpful.count), server, choices, progress)
+        program = cut if _missing(cut, target)[0] <= 0 else program
     return build_program(
         program, target, folder, server, cache, tools, quantization=quantization, helpful=helpful, progress=progress
     )
 
 
-def _patches(graph: Graph, program: Program, target: Target) -> tuple["Patched | None", int]:
-    """Where the arena is too large for the board and nothing is asked for: what patches would help, and how few bytes
-    may be alive at the peak for them to be enough."""
-    if target.board is None or target.system or target.patches:
-        return None, 0
+def _missing(program: Program, target: Target) -> tuple[int, int]:
+    """(bytes by which the arena is larger than the board's memory, bytes that are planned)."""
     from graphc.backends.coded_weights import store  # here, as below
     from graphc.backends.fit import missing_ram
-    from graphc.backends.patches import laid_out, peak_bytes, suggested
     from graphc.backends.plan import overlapped, plan
 
     stored = store(program, target.weights)
     memory = plan(stored, alignment=target.alignment, io_in_arena=True, overlap=True)
-    missing = missing_ram(overlapped(stored, memory), memory, target)
+    return missing_ram(overlapped(stored, memory), memory, target), memory.bytes
+
+
+def _patches(graph: Graph, program: Program, target: Target) -> "Patched | None":
+    """Patches that lower the peak, where the arena is too large for the board and nothing is asked for."""
+    if target.board is None or target.system or target.patches:
+        return None
+    from graphc.backends.patches import laid_out, peak_bytes, suggested
+
+    missing, planned = _missing(program, target)
     if missing <= 0:
-        return None, 0
+        return None
     graph = laid_out(graph)
-    limit = min(peak_bytes(graph), memory.bytes) - missing  # patches may leave nothing to overlap
-    return suggested(graph, limit, target.alignment), limit
+    limit = min(peak_bytes(graph), planned) - missing  # patches may leave nothing to overlap
+    return suggested(graph, limit, target.alignment)
 
 
 def build_program(

@@ -93,10 +93,11 @@ def _with_overlaps(program: Program, best: MemoryPlan, alignment: int) -> Memory
 
 
 def overlapped(program: Program, memory: MemoryPlan) -> Program:
-    """The program with those kernels alone that the plan's calls name, the overlapping ones among them."""
+    """The program with the plan's calls, and those kernels alone that they name, the overlapping ones among them."""
     ours = {call.overlap.kernel.symbol: call.overlap.kernel for call in program.calls if call.overlap}
     used = {call.kernel for call in (*program.setup, *memory.calls)}
-    return replace(program, kernels={name: each for name, each in {**program.kernels, **ours}.items() if name in used})
+    kernels = {name: each for name, each in {**program.kernels, **ours}.items() if name in used}
+    return replace(program, calls=memory.calls, kernels=kernels)
 
 
 def roots(program: Program) -> Mapping[str, str]:
