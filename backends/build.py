@@ -32,6 +32,7 @@ from graphc.progress import Progress, silent
 
 if TYPE_CHECKING:
     from graphc.backends.patches import Patched
+    from graphc.backends.plan import MemoryPlan
 
 LOWER = "graphc.backends.lower:lower_job"
 MOST_ELEMENTS = 2**31 - 1
@@ -127,13 +128,22 @@ def build_integerized(
 
 def _missing(program: Program, target: Target) -> tuple[int, int]:
     """(bytes by which the arena is larger than the board's memory, bytes that are planned)."""
-    from graphc.backends.coded_weights import store  # here, as below
-    from graphc.backends.fit import missing_ram
+    from graphc.backends.fit import missing_ram  # here, as below
+
+    planned, memory = _planned(program, target)
+    return missing_ram(planned, memory, target), memory.bytes
+
+
+def _planned(program: Program, target: Target) -> tuple[Program, "MemoryPlan"]:
+    """(the program with constants as they are stored and the kernels that its plan calls, that plan)."""
+    from graphc.backends.coded_weights import store  # here, because a build that is cached whole needs none of it
     from graphc.backends.plan import overlapped, plan
 
     stored = store(program, target.weights)
+    if target.system:
+        return stored, plan(stored)
     memory = plan(stored, alignment=target.alignment, io_in_arena=True, overlap=True)
-    return missing_ram(overlapped(stored, memory), memory, target), memory.bytes
+    return overlapped(stored, memory), memory
 
 
 def _patches(graph: Graph, program: Program, target: Target) -> "Patched | None":
@@ -163,22 +173,15 @@ def build_program(
     progress: Progress = silent,
 ) -> Manifest:
     """`build_uncached` for a program that is lowered already; `helpful` is named where it does not fit."""
-    from graphc.backends.coded_weights import store  # here, because a build that is cached whole needs none of it
-    from graphc.backends.emit import emit
+    from graphc.backends.emit import emit  # here, because a build that is cached whole needs none of it
     from graphc.backends.fit import check_memory
     from graphc.backends.kernels import compile_kernels
-    from graphc.backends.plan import overlapped, plan
     from graphc.backends.prepared import prepared
 
     program = prepared(program, target)
-    stored = store(program, target.weights)
-    if target.system:
-        memory = plan(stored)
-    else:
-        memory = plan(stored, alignment=target.alignment, io_in_arena=True, overlap=True)
-        program, stored = overlapped(program, memory), overlapped(stored, memory)
+    stored, memory = _planned(program, target)
     check_memory(stored, memory, target, helpful)
-    code = compile_kernels(program, target, cache, server, _watching(progress, "compile kernels"))
+    code = compile_kernels(stored, target, cache, server, _watching(progress, "compile kernels"))
     progress("link", 0.0)
     manifest = emit(
         stored, memory, code, folder, target=target, toolchain=tools, quantization=quantization, cache=cache

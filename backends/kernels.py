@@ -22,7 +22,7 @@ def compile_kernels(
     Each is cached as soon as it is there, so that an interrupted build goes on where it was. Raises InternalError that
     names the kernel and its nodes where TVM fails on it.
     """
-    kernels = list(program.kernels.values())
+    kernels = [kernel for kernel in program.kernels.values() if kernel.tir]
     keys = {kernel.symbol: kernel_key(kernel.tir, kernel.symbol, target) for kernel in kernels}
     found = {symbol: code for symbol, key in keys.items() if (code := cache.get(key)) is not None}
     missing = [kernel for kernel in kernels if kernel.symbol not in found]
