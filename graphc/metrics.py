@@ -257,7 +257,10 @@ class _OwnState(Accumulator):
         self._call(lambda: self.state.add(dict(outputs), labels))
 
     def value(self) -> float:
-        return float(self._call(lambda: float(self.state.value())))
+        found = float(self._call(lambda: float(self.state.value())))
+        if not np.isfinite(found):
+            raise InputError(f"metric {self.name}", f"expected a finite number as its value, got {found}.")
+        return found
 
     def _call(self, function: Callable[[], Any]) -> Any:
         try:

@@ -147,11 +147,17 @@ def _computed(name: str, folder: Path) -> Computed:
     if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
         remedy = "Give a dict: input name -> array of all samples (numpy.load(..., mmap_mode='r') is read in pieces)."
         raise InputError(subject, f"expected arrays by name, got {type(found).__name__}.", remedy)
-    columns = {key: ArrayColumn(key, np.asanyarray(value), f"{subject}: array '{key}'") for key, value in found.items()}
-    for column in columns.values():
-        if column.dtype.hasobject:
-            raise InputError(column.subject, "expected numbers, got Python objects.", "Give an array of one shape.")
-    return Computed(name, columns)
+    return Computed(name, {key: _array_column(key, value, f"{subject}: array '{key}'") for key, value in found.items()})
+
+
+def _array_column(name: str, value: object, subject: str) -> ArrayColumn:
+    try:
+        array = np.asanyarray(value)
+    except user_code.RAISED as error:  # lists of several lengths; what an object's own conversion raises
+        raise InputError(subject, f"expected an array, got {type(value).__name__}: {error}") from error
+    if array.dtype.hasobject:
+        raise InputError(subject, "expected numbers, got Python objects.", "Give an array of one shape.")
+    return ArrayColumn(name, array, subject)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,8 @@ from typing import Any
 
 from graphc.errors import InputError
 
-RAISED = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError,
-    SyntaxError, TypeError, ValueError,
-)  # fmt: skip
-"""What the user's own code may raise; it is reported as a mistake of theirs, with the line it came from."""
+RAISED = (Exception, SystemExit)
+"""What the user's own code may raise: anything. It is reported as a mistake of theirs, with the line it came from."""
 
 
 def find(subject: str, name: str, folder: Path) -> Callable[..., Any]:

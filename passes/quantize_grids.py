@@ -65,8 +65,8 @@ class Grids:
             own = self._options[share.owner] if share.owner is not None else self._base
             form = FORMATS[own.activations if at_border.isdisjoint(share.members) else io]
             given = next((name for name in share.members if name in at_border and name in self._graph.inputs), None)
-            if given is not None and self._is_constant(share, form.name, makers):
-                problem = "has one value in all of the calibration data, so its integers have no scale."
+            if given is not None and (found := self._rangeless(share, form.name, makers)):
+                problem = f"has one value in {found} of the calibration data, so its integers have no scale."
                 raise InputError(f"input '{given}'", problem, "Give data as the model will see it, or `io: float`.")
             grids.update(dict.fromkeys(share.members, self._grid(share, form, own, makers)))
         return grids
@@ -100,7 +100,7 @@ class Grids:
         return found
 
     def constant(self, plan: Plan) -> dict[Node, str]:
-        """Nodes that read or give one number throughout the data, with that reason to keep them float.
+        """Nodes that read or give one number (nearly) throughout the data, with that reason to keep them float.
 
         Such a value has no range: any grid would be made up, and wrong for the first input that differs.
         """
@@ -111,14 +111,23 @@ class Grids:
                 continue  # moves whatever is there
             for name in (*unit.data, *unit.results):
                 share = plan.shares[name]
-                if not share.probability and self._is_constant(share, self._options[unit.anchor].activations, makers):
-                    reason = f"'{name}' has one value in all of the calibration data, and so no range"
+                form = self._options[unit.anchor].activations
+                if not share.probability and (part := self._rangeless(share, form, makers)):
+                    reason = f"'{name}' has one value in {part} of the calibration data, and so no range"
                     found.update(dict.fromkeys(unit.nodes, reason))
         return found
 
-    def _is_constant(self, share: Share, form: str, makers: Mapping[str, Node]) -> bool:
+    def _rangeless(self, share: Share, form: str, makers: Mapping[str, Node]) -> str:
+        """In how much of the data the share has one value: all; nearly all, where the rest is cut off; or nothing.
+
+        What was seen decides, not the range to cover: a method that searches one reaches from such a value to zero.
+        """
+        arrays = [self._statistics.get(self._observation(name, self._own(name, share, makers))) for name in share.roots]
+        seen = [(float(found["low"]), float(found["high"])) for found in arrays if found is not None]
+        if len(seen) == len(arrays) and min(low for low, _ in seen) == max(high for _, high in seen):
+            return "all"
         low, high = self._span(share, form, makers)
-        return low == high
+        return "" if low < high else "nearly all" if len(seen) == len(arrays) else "all"
 
     def wide(self, plan: Plan) -> dict[Node, str]:
         """Nodes whose result goes to a logarithm and is too small for its grid, with that reason to keep them float."""

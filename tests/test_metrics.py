@@ -144,6 +144,9 @@ class Largest:
     def add(self, outputs, labels): self.found = max(self.found, float(outputs["z"].max()))
     def value(self): return self.found
 
+class Hollow(Largest):
+    def value(self): return float("nan")
+
 def undirected(outputs, labels): return [1.0]
 def broken(outputs, labels): return outputs["nope"]
 broken.higher_is_better = True
@@ -184,6 +187,7 @@ def test_own_accumulator(folder: Path) -> None:
         ("own.mine:undirected", "Write `undirected.higher_is_better = True`"),
         ("own.mine:broken", r"mine\.py:\d+: KeyError: 'nope'"),
         ("own.mine:matrix", "expected a list of finite numbers, one per sample"),
+        ("own.mine:Hollow", "expected a finite number as its value, got nan"),
         ("nowhere_to_be_found:f", "cannot be imported: No module named 'nowhere_to_be_found'. Put nowhere"),
         ("faulty:f", r"faulty\.py:2: invalid syntax"),
         ("raises:f", r"raises\.py:2: ValueError: no luck"),

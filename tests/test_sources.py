@@ -100,7 +100,11 @@ def test_a_function_gives_arrays_by_name(tmp_path: Path) -> None:
     ("body", "message"),
     [
         ("return 1 / 0", r"data function mine:samples: .*mine.py:5: ZeroDivisionError"),
+        ("raise type('Mine', (Exception,), {})('no disk')", r"mine.py:5: Mine: no disk"),
+        ("raise SystemExit(3)", r"mine.py:5: SystemExit: 3"),
         ("return [1]", "expected arrays by name, got list"),
+        ("return {'x': [[1, 2], [3]]}", "array 'x': expected an array, got list: .*inhomogeneous"),
+        ("return (i for i in range(3))", "expected arrays by name, got generator"),
         ("return {'x': numpy.zeros((2, 3))}", "array 'x': expected float32"),
         ("return {'z': numpy.zeros((2, 3))}", "expected an array 'x' as the model's input, got z"),
         ("return {'x': numpy.array([None])}", "expected numbers, got Python objects"),

@@ -1,7 +1,7 @@
 """Quantize: options for the whole and for single nodes, integer borders, reasons for what stays float, odd models."""
 
 from collections import Counter
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from graphc.ir.check import check
 from graphc.ir.graph import Array, Graph
 from graphc.passes.protocol import Context
 from graphc.passes.quantize import Quantize
+from graphc.passes.quantize_ranges import Method
 from tests.passes.quantized import (
     CONSTANTS,
     CONV,
@@ -267,12 +268,24 @@ def test_an_integer_input_that_the_data_does_not_vary_is_refused() -> None:
         step.apply(graph, Context(calibrate(graph, step.observes(graph), zeros)))
 
 
-def test_data_that_does_not_vary_makes_no_integers() -> None:
+@pytest.mark.parametrize("method", [m for m in get_args(Method) if m != "best"])
+def test_data_that_does_not_vary_makes_no_integers(method: str) -> None:
     graph = conv_relu()
-    step = Quantize.model_validate(STATIC)
+    percentile = {"percentile": 99.0} if method == "percentile" else {}
+    step = Quantize.model_validate({**STATIC, "calibrate": method, **percentile})
     context = Context(calibrate(graph, step.observes(graph), [{"x": np.full((1, 3, 8, 8), 3, np.float32)}]))
     assert step.apply(graph, context) is graph
     assert "one value in all of the calibration data" in context.skips[0].reason
+
+
+def test_values_that_a_percentile_cuts_off_leave_no_range() -> None:
+    graph = conv_relu()
+    step = Quantize.model_validate({**STATIC, "calibrate": "percentile", "percentile": 90.0})
+    rare = np.zeros((1, 3, 8, 8), np.float32)
+    rare[0, 0, 0, 0] = 1
+    context = Context(calibrate(graph, step.observes(graph), [{"x": rare}]))
+    assert step.apply(graph, context) is graph
+    assert "'x' has one value in nearly all of the calibration data" in context.skips[0].reason
 
 
 def test_infinite_weights_stay_float_with_a_reason() -> None:
