@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from graphc.backends.choices import BY_MODEL, Choice, decoder
+from graphc.backends.dot import has_vnni
 from graphc.backends.integer_region import DOMAIN as INTEGER
 from graphc.backends.layout import DOMAIN as CHANNELS_LAST
 from graphc.backends.narrow_bf16 import DOMAIN as BF16
@@ -96,7 +97,7 @@ def contraction(layer: Layer) -> Iterator[Choice] | None:
     ):
         return None
     kind = layer.graph.types[layer.node.inputs[0]].dtype
-    if layer.node.domain == INTEGER and kind.itemsize == 1 and layer.target.has("avx512_vnni"):
+    if layer.node.domain == INTEGER and kind.itemsize == 1 and has_vnni(layer.target):
         return integers(layer)
     return filtered(layer) if _filters(layer) and kind == np.float32 else register_tiles(layer, BY_MODEL)
 

@@ -111,7 +111,7 @@ def dot_product(target: Target, weights: np.dtype[Any], depth: int, columns: int
     `depth` is the number of bytes of input that lie next to each other and are summed, `columns` how many output
     positions lie in a row. `chosen` decides among those that the target has for such weights.
     """
-    if weights == np.dtype(np.int8) and target.has("avx512_vnni"):
+    if weights == np.dtype(np.int8) and has_vnni(target):
         fits = amx_depth(depth) > 0 if chosen == "amx" else tiles_fit(depth, columns) and chosen != "vnni"
         return DOTS["amx"] if target.has("amx_int8") and fits else DOTS["vnni"]
     if weights == np.dtype(np.int8) and not target.hosted:
@@ -119,6 +119,11 @@ def dot_product(target: Target, weights: np.dtype[Any], depth: int, columns: int
     if weights == np.dtype(np.int8) and target.has("dotprod"):
         return DOTS["usdot"] if target.has("i8mm") else DOTS["sdot"]
     return wide_product(target)
+
+
+def has_vnni(target: Target) -> bool:
+    """Whether vpdpbusd works on the widest vectors that kernels use; AVX-VNNI's are of 256 bits."""
+    return target.has("avx512_vnni") or (target.has("avx_vnni") and not target.has("avx512"))
 
 
 def bf16_products(target: Target, depth: int, columns: int) -> list[Dot]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from graphc.backends import winograd
+from graphc.backends.dot import has_vnni
 from graphc.backends.targets import Target
 from graphc.ir.graph import Graph, Node
 from graphc.passes.protocol import Slower
@@ -76,4 +77,4 @@ def _unit(target: Target) -> str:
     """What multiplies 8-bit integers; the empty string where nothing was measured."""
     if target.family != "x86":
         return ""
-    return "vnni" if target.has("avx512_vnni") else "avx2" if target.has("avx2") else "sse"
+    return "vnni" if has_vnni(target) else "avx2" if target.has("avx2") else "sse"

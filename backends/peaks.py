@@ -16,7 +16,7 @@ import tvm
 from tvm import tirx
 
 from graphc.artifact import Work
-from graphc.backends.dot import Dot
+from graphc.backends.dot import Dot, has_vnni
 from graphc.backends.dot_x86 import multiply_add
 from graphc.backends.narrow_bf16 import CODE
 from graphc.backends.objects import tir_json
@@ -82,10 +82,10 @@ def dots(target: Target) -> list[Dot]:
     """The instructions for 8-bit integers and for bfloat16 that schedules choose among."""
     if target.family != "x86":
         return []
-    integers = {"amx": "amx_int8", "vnni": "avx512_vnni"}
+    tiles = [Dot.of("amx")] if target.has("amx_int8") else []
+    integers = [*tiles, Dot.of("vnni" if has_vnni(target) else "madd")]
     floats = {"amx_bf16": "amx_bf16", "dpbf16": "avx512_bf16"}
-    found = [Dot.of(kind) for kind, instruction in integers.items() if target.has(instruction)] or [Dot.of("madd")]
-    return found + [Dot.of(kind) for kind, instruction in floats.items() if target.has(instruction)]
+    return integers + [Dot.of(kind) for kind, instruction in floats.items() if target.has(instruction)]
 
 
 def _accumulators(target: Target) -> int:

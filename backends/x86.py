@@ -100,6 +100,7 @@ FAST_BF16 = frozenset({"avx512_bf16", "avx512vl", "sse4a"})
 """Flags of the processors with the instruction "fast_bf16": only AMD's have SSE4A. Sources: uops.info for Zen 4 (one
 vdpbf16ps of 512 bits a cycle, as of vfmadd); measured on Sapphire Rapids: 32 G products a second beside 66 of vfmadd.
 """
+ALDERLAKE = frozenset().union(*(level.flags for level in LEVELS[:-1]), {"avx_vnni", "gfni"})
 ZEN4 = frozenset().union(
     *(level.flags for level in LEVELS),
     {"avx512_vnni", "avx512_bf16", "avx512_bitalg", "avx512_vbmi2", "avx512_vpopcntdq", "avx512ifma", "avx512vbmi"},
@@ -155,6 +156,11 @@ def zen4() -> Target:
     return replace(machine_target(ZEN4, 32 << 10, 1 << 20), id="zen4")
 
 
+def alderlake() -> Target:
+    """Intel's cores for desktops since 2021: no AVX-512, but VNNI on 256 bits. Caches are the smaller core's share."""
+    return replace(machine_target(ALDERLAKE, 32 << 10, 512 << 10), id="alderlake")
+
+
 def native(cpuinfo: Path = Path("/proc/cpuinfo"), caches: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> Target:
     """This machine. Raises UnsupportedError where it is no x86-64 Linux."""
     machine = platform.machine().lower()
@@ -197,5 +203,11 @@ def _cache_sizes(folder: Path) -> dict[int, int]:
 
 
 FAMILY = Family(
-    "x86", {"native": native, **{level.name: partial(level_target, level) for level in LEVELS}, "zen4": zen4}
+    "x86",
+    {
+        "native": native,
+        **{level.name: partial(level_target, level) for level in LEVELS},
+        "zen4": zen4,
+        "alderlake": alderlake,
+    },
 )

@@ -82,7 +82,7 @@ Name: TypeAlias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 BoardId: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 """A board's name: lower case letters, digits, dashes."""
 CpuId: TypeAlias = Literal[
-    "native", "x86-64-v2", "x86-64-v3", "x86-64-v4", "zen4",
+    "native", "x86-64-v2", "x86-64-v3", "x86-64-v4", "zen4", "alderlake",
     "aarch64", "cortex-a53", "cortex-a55", "cortex-a57", "cortex-a72", "cortex-a76", "cortex-a78",
     "neoverse-n1", "neoverse-v1", "cortex-a7", "cortex-a8", "cortex-a9",
     "cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55", "cortex-m85",

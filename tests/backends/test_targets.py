@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 
 from graphc.backends import arm, cortex_m, x86
 from graphc.backends.boards import BOARDS, Board, Memory
+from graphc.backends.dot import dot_product
 from graphc.backends.targets import available, from_description, llvm_target, resolve
 from graphc.errors import UnsupportedError
 from graphc.spec.model import CpuId, OwnBoard
@@ -54,6 +56,22 @@ def test_a_machine_is_its_level_and_what_it_has_beyond(flags: set[str], cpu: str
     assert target.has("avx512_vnni") == ("+avx512vnni" in features)
     assert target.has("amx_int8") == ("+amx-int8" in features)
     assert target.instructions <= x86.INSTRUCTIONS.keys()
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind"),
+    [
+        (V3, "madd"),
+        (V3 | {"avx_vnni"}, "vnni"),
+        (V4, "madd"),
+        (V4 | {"avx_vnni"}, "madd"),  # 256 bits of it beside vectors of 512
+        (V4 | {"avx512_vnni"}, "vnni"),
+    ],
+)
+def test_bytes_are_multiplied_by_vnni_where_it_is_as_wide_as_vectors(flags: set[str], kind: str) -> None:
+    target = x86.machine_target(flags, None, None)
+    assert dot_product(target, np.dtype(np.int8), depth=64, columns=16).kind == kind
+    assert dot_product(target, np.dtype(np.int16), depth=64, columns=16).kind == "madd"
 
 
 def test_a_machine_that_is_too_old_is_refused() -> None:
