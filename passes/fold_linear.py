@@ -4,8 +4,9 @@
     before:  W (x * s + t) + b           ->  (W s) x + (W t + b)          one s, t per input channel
 
 Convolutions, ConvTranspose, Gemm and MatMul, in float64, then rounded once. A shift before a padded convolution stays:
-at the border the padding is not shifted. Weights that another layer shares, or that a decoder makes, stay as they are.
-MatMul of matrices with a constant weight becomes Gemm when it gets a bias; in higher ranks the bias stays an Add.
+at the border the padding is not shifted; what scales a model's input goes past it. Weights that another layer shares,
+or that a decoder makes, stay as they are. MatMul of matrices with a constant weight becomes Gemm when it gets a bias;
+in higher ranks the bias stays an Add.
 """
 
 from dataclasses import dataclass, replace
@@ -215,9 +216,12 @@ def _bias_name(sweep: Sweep, node: Node, bias: Array) -> str:
 
 
 def fold_before(sweep: Sweep, node: Node) -> bool:
-    """Conv(x * s + t, W, b), no padding  ->  Conv(x, W s, W t + b); a Transpose may stand between"""
+    """Conv(x * s + t, W, b), no padding  ->  Conv(x, W s, W t + b); a Transpose may stand between
+
+    A Reshape may, where s and t are single numbers.
+    """
     name = node.inputs[0]
-    move = sweep.producer(name, "Transpose")
+    move = sweep.producer(name, "Transpose", "Reshape")
     other = sweep.producer(name if move is None else move.inputs[0], *OPERATORS)
     if other is None or not sweep.sole(name) or not sweep.sole(other.outputs[0]):
         return False
@@ -230,7 +234,7 @@ def fold_before(sweep: Sweep, node: Node) -> bool:
     if step.shifts and not _sees_no_border(node):
         sweep.refuse(other, f"its shift would not reach the padding of {node.label}")
         return False
-    scale, shift = (v.reshape(layer.groups, 1, -1, *(1,) * (layer.weight.ndim - 3)) for v in vectors)
+    scale, shift = (_along_inputs(layer, vector) for vector in vectors)
     alpha = node.get_float("alpha", 1.0) if node.op == "Gemm" else 1.0
     moved = (layer.weight * shift).sum(axis=tuple(range(2, layer.weight.ndim))).reshape(-1) * alpha
     source = step.x if move is None else name
@@ -238,16 +242,63 @@ def fold_before(sweep: Sweep, node: Node) -> bool:
     merged = Merged(source, node.outputs[0], layer.weight * scale, layer.bias + moved, between)
     done = _write(sweep, other, layer, merged)
     if done and move is not None:
-        sweep.edit.replace(move, inputs=[step.x])
+        sweep.edit.replace(move, inputs=[step.x, *move.inputs[1:]])
     return done
 
 
+def fold_scale_of_input(sweep: Sweep, node: Node) -> bool:
+    """Conv(x * s + t, W, b), padded, x an input of the model  ->  Conv(x + t / s, W s, b)
+
+    As preprocessing has it. The border stays where it was: at zero of what is shifted. Inside a model a scale per
+    channel keeps values alike for one grid of integers, and stays.
+    """
+    name = node.inputs[0]
+    move = sweep.producer(name, "Transpose", "Reshape")
+    other = sweep.producer(name if move is None else move.inputs[0], "Add", "Sub")
+    shift = affine(sweep, other)
+    if other is None or shift is None or shift.scales or not (sweep.sole(name) and sweep.sole(other.outputs[0])):
+        return False
+    inner = sweep.producer(shift.x, "Mul", "Div")
+    scale, layer = affine(sweep, inner), linear(sweep, node)
+    if inner is None or scale is None or layer is None or layer.weight is None or not scale.scale.all():
+        return False
+    if _sees_no_border(node) or not sweep.sole(shift.x) or not _is_input(sweep, scale.x):
+        return False
+    vectors, dtype = _input_vectors(sweep, layer, scale, move), sweep.type(scale.x).dtype
+    moved = _rounded(shift.shift / scale.scale, dtype)
+    if vectors is None or moved is None or not _may_change_weight(sweep, layer, inner):
+        return False
+    between = (other,) if move is None else (other, move)
+    weight = layer.weight * _along_inputs(layer, vectors[0])
+    done = _write(sweep, inner, layer, Merged(name, node.outputs[0], weight, layer.bias, between))
+    if done:
+        sweep.edit.replace(other, "Add", [scale.x, sweep.edit.constant(moved, f"{other.outputs[0]}_shift")], {})
+    return done
+
+
+def _is_input(sweep: Sweep, name: str) -> bool:
+    """Whether a value is an input of the model, but for its type and layout."""
+    while (maker := sweep.producer(name, "Cast", "Transpose", "Reshape")) is not None:
+        name = maker.inputs[0]
+    return name in sweep.graph.inputs and name not in sweep.graph.constants
+
+
+def _along_inputs(layer: Linear, vector: Floats) -> Floats:
+    """A number per input channel, to broadcast against the layer's unfolded weight."""
+    assert layer.weight is not None
+    return vector.reshape(layer.groups, 1, -1, *(1,) * (layer.weight.ndim - 3))
+
+
 def _input_vectors(sweep: Sweep, layer: Linear, step: Affine, move: Node | None) -> tuple[Floats, Floats] | None:
-    """Scale and shift per input channel of `layer`, behind the Transpose `move` if there is one."""
+    """Scale and shift per input channel of `layer`, behind the Transpose or Reshape `move` if there is one."""
     rank = sweep.rank(layer.node.inputs[0])
     if rank is None or layer.weight is None:
         return None
-    if move is not None:
+    if move is not None and move.op == "Reshape":
+        if max(step.scale.size, step.shift.size) > 1:
+            return None
+        step = replace(step, scale=step.scale.reshape(()), shift=step.shift.reshape(()))
+    elif move is not None:
         step = _transposed(step, rank, move)
     axis = 1 if layer.node.op in CONVOLUTIONS else rank - 1
     return _vectors(step, rank, axis, layer.groups * layer.weight.shape[2])
@@ -324,6 +375,7 @@ RULES: Rules = by_operator(
         (fold_after, OPERATORS),
         (fold_past_bias, OPERATORS),
         (matmul_to_gemm, ("Add",)),
+        (fold_scale_of_input, ("Conv",)),
         (fold_before, LAYERS),
     )
 )

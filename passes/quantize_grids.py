@@ -9,6 +9,7 @@ from graphc.errors import InputError
 from graphc.ir.graph import Graph, Node
 from graphc.passes import quantize_schemes as schemes
 from graphc.passes.protocol import Histogram, Observation, Statistics
+from graphc.passes.quantize_casts import given_grid, integers_of
 from graphc.passes.quantize_logarithms import MOST, before_logarithms, lost
 from graphc.passes.quantize_operators import OPERATORS, Role
 from graphc.passes.quantize_plan import Plan, Share, data_operands
@@ -41,6 +42,7 @@ class Grids:
     def __init__(self, graph: Graph, base: Options, options: Mapping[Node, Options], statistics: Statistics) -> None:
         self._graph, self._base, self._options, self._statistics = graph, base, options, statistics
         self._spans: dict[tuple[str, Choice], Span] = {}
+        self._casts = integers_of(graph)
 
     def observations(self, plan: Plan) -> tuple[Observation, ...]:
         """What must be known of the calibration data: the roots of every share."""
@@ -74,6 +76,8 @@ class Grids:
     def _grid(self, share: Share, form: Format, own: Options, makers: Mapping[str, Node]) -> Parameters:
         if share.probability:
             return schemes.unit_interval(form)
+        if (given := given_grid(self._graph, self._casts, share.roots)) is not None and form.name != WIDE:
+            return given
         room = HEADROOM if form.name == WIDE else 1.0
         low, high = (room * end for end in self._span(share, form.name, makers))
         return schemes.affine(low, high, form, _symmetric(own, form), f"value '{share.roots[0]}'")
@@ -122,6 +126,8 @@ class Grids:
 
         What was seen decides, not the range to cover: a method that searches one reaches from such a value to zero.
         """
+        if given_grid(self._graph, self._casts, share.roots) is not None:
+            return ""
         arrays = [self._statistics.get(self._observation(name, self._own(name, share, makers))) for name in share.roots]
         seen = [(float(found["low"]), float(found["high"])) for found in arrays if found is not None]
         if len(seen) == len(arrays) and min(low for low, _ in seen) == max(high for _, high in seen):

@@ -14,6 +14,7 @@ import networkx as nx
 import numpy as np
 
 from graphc.ir.graph import Graph, Node
+from graphc.passes.quantize_casts import integers_of
 from graphc.passes.quantize_dynamic import DYNAMIC, objection
 from graphc.passes.quantize_operators import (
     LIMITERS,
@@ -126,6 +127,8 @@ def plan(
     skipped.update(beyond)
     weight_only = tuple(node for node in alone if node not in beyond)
     shares = _shares(graph, units, borders)
+    for name in shares.keys() & integers_of(graph).keys():
+        skipped.pop(graph.producers[name], None)
     return Plan(tuple(units), shares, weight_only, tuple(dynamic), skipped)
 
 
@@ -337,7 +340,7 @@ def _without_islands(graph: Graph, units: Sequence[Unit], skipped: dict[Node, st
     """Drop units, products aside, that integers neither reach nor leave: rounding there costs and saves nothing.
 
     What leads to floating-point nodes alone goes (the statistics of a normalization, say), and what computes with
-    nothing but floats. The model's own inputs and outputs count as integers.
+    nothing but floats. The model's own inputs and outputs count as integers, and so does what is cast from 8 bits.
     """
     while True:
         kept: list[Unit] = []
@@ -349,7 +352,7 @@ def _without_islands(graph: Graph, units: Sequence[Unit], skipped: dict[Node, st
             else:
                 skipped.update(dict.fromkeys(unit.nodes, "only floating-point nodes read its result"))
         reached: list[Unit] = []
-        made = {*graph.inputs, *graph.constants}
+        made = {*graph.inputs, *graph.constants, *integers_of(graph)}
         for unit in reversed(kept):
             if unit.operator.role is Role.PRODUCT or not made.isdisjoint(unit.data):
                 reached.append(unit)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from graphc.ir.edit import Edit
 from graphc.ir.graph import Attribute, Graph, Node
+from graphc.passes.quantize_casts import integers_of, is_given
 from graphc.passes.quantize_dynamic import Dynamic
 from graphc.passes.quantize_operators import LIMITERS, STORED, Role, weight_position
 from graphc.passes.quantize_plan import Plan, Unit, stored_as
@@ -85,6 +86,7 @@ class _Writer:
         self._unrounded: dict[str, str] = {}
         self._rounded: dict[str, str] = {}
         self._grid_names: dict[int, tuple[str, str]] = {}
+        self._casts = integers_of(graph)
         self._decoders = Decoders(self._edit)
         self._dynamic = Dynamic(self._edit)
         self._biases: dict[Unit, str] = {}
@@ -100,9 +102,17 @@ class _Writer:
         for node in self._graph.nodes:
             if node in dynamic:
                 self._multiply_dynamically(node)
+            elif node.outputs[0] in self._rounded and node.outputs[0] in self._casts and self._has_no_reader(node):
+                self._edit.remove(node)
             else:
                 self._rewrite(node, node in weight_only)
         return self._edit.apply()
+
+    def _has_no_reader(self, cast: Node) -> bool:
+        """Whether all that read a Cast read the integers now."""
+        name, graph = cast.outputs[0], self._graph
+        captured = any(name in inner.captures for node in graph.nodes for inner in node.subgraphs)
+        return name not in self._unrounded and name not in graph.outputs and not captured
 
     def _constant(self, name: str) -> str:
         """A constant on the grid of the values beside it; returns its decoder."""
@@ -114,11 +124,13 @@ class _Writer:
         """A pair on an activation, as far as it is needed; returns the rounded float.
 
         Where a unit's result is an output of the graph, the last of the pair takes over its name; at an integer border
-        that is the QuantizeLinear, and at an integer input there is no QuantizeLinear.
+        that is the QuantizeLinear, and at an integer input there is no QuantizeLinear, nor where a Cast gives integers.
         """
         graph, border = self._graph, name in self._borders
         if border and name in graph.inputs:
             return self._dequantize(name, name, ()) if name in graph.users else name
+        if name in self._casts and is_given(graph, self._casts[name], self._grids[name]):
+            return self._dequantize(name, self._casts[name], ())
         ends = name in graph.outputs and (border or name in self._maker)
         self._unrounded[name] = self._edit.fresh(f"{name}_float") if ends else name
         stored = name if ends and border else self._edit.fresh(f"{name}_quantized")

@@ -36,6 +36,14 @@ MERGED = {
     "preprocessing_before_conv": """
         g (float[1,8,8,3] x, float[3] c_mean, float[3] cp_std, float[4,3,3,3] c_w) => (float[1,4,6,6] y)
         { a = Sub(x, c_mean)  b = Div(a, cp_std)  t = Transpose<perm=[0,3,1,2]>(b)  y = Conv(t, c_w) }""",
+    "input_scale_past_its_shift": """
+        g (float[1,8,8,3] x, float[3] cp_s, float[3] c_mean, float[3] cp_std, float[4,3,3,3] c_w) => (float[1,4,8,8] y)
+        { a = Mul(x, cp_s)  b = Sub(a, c_mean)  d = Div(b, cp_std)  t = Transpose<perm=[0,3,1,2]>(d)
+          y = Conv<pads=[1,1,1,1]>(t, c_w) }""",
+    "single_numbers_past_a_reshape": """
+        g (float[1,8,8,1] x, float cp_scale, float c_mean, float[4,1,3,3] c_w) => (float[1,4,8,8] y)
+        { a = Mul(x, cp_scale)  b = Sub(a, c_mean)  s = Constant<value_ints=[1,1,8,8]>()  t = Reshape(b, s)
+          y = Conv<pads=[1,1,1,1]>(t, c_w) }""",
     "pad_into_conv": """g (float[1,3,8,8] x, float[4,3,3,3] c_w) => (float[1,4,5,5] y)
         { p = Constant<value_ints=[0,0,0,1,0,0,1,2]>()  z = Pad(x, p)
           y = Conv<strides=[2,2], pads=[1,0,0,0]>(z, c_w) }""",
@@ -61,6 +69,13 @@ def test_merged(name: str, golden: Golden) -> None:
 KEPT = {
     "shift_before_padded_conv": """g (float[1,3,8,8] x, float[3,1,1] c_a, float[4,3,3,3] c_w) => (float[1,4,8,8] y)
         { z = Add(x, c_a)  y = Conv<pads=[1,1,1,1]>(z, c_w) }""",
+    "scale_and_shift_inside_a_model": """
+        g (float[1,3,8,8] x, float[3,1,1] cp_s, float[3,1,1] c_a, float[4,3,3,3] c_w) => (float[1,4,8,8] y)
+        { r = Relu(x)  m = Mul(r, cp_s)  z = Add(m, c_a)  y = Conv<pads=[1,1,1,1]>(z, c_w) }""",
+    "numbers_per_channel_before_a_reshape": """
+        g (float[1,4,4,2] x, float[2] cp_s, float[4,1,3,3] c_w) => (float[1,4,6,3] y)
+        { a = Mul(x, cp_s)  s = Constant<value_ints=[1,1,8,4]>()  t = Reshape(a, s)
+          y = Conv<pads=[0,0,0,1]>(t, c_w) }""",
     "scale_along_another_axis": """g (float[2,5] x, float[5,3] c_w, float[2,1] c_s) => (float[2,3] y)
         { z = MatMul(x, c_w)  y = Mul(z, c_s) }""",
     "conv_with_two_readers": """g (float[1,3,8] x, float[4,3,3] c_w, float[4,1] c_s) => (float[1,4,6] y, float[1,4,6] z)
