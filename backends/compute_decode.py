@@ -3,8 +3,8 @@
 Constants of fewer than 8 bits stay packed in memory, lowest bits first, and are unpacked where they are read.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +14,7 @@ from graphc.backends import rounding
 from graphc.backends.compute_cast import SMALL, encoded, from_code, small_code, to_code, values
 from graphc.backends.relax_module import INJECTIVE, OPAQUE, Lowering, computes, convert
 from graphc.backends.statements import const, function, loop, sequence, tasks
+from graphc.backends.widen import NARROW
 from graphc.errors import UnsupportedError
 from graphc.ir import Array, Node
 from graphc.ir.graph import bits_of
@@ -21,7 +22,9 @@ from graphc.ir.graph import bits_of
 SPARSE_RUN = 64
 """Elements of a sparse tensor that one stored position speaks for; a task decodes one such run."""
 
-Element = Callable[[Sequence[Any]], Any]
+Element: TypeAlias = Callable[[Sequence[Any]], Any]
+Reading: TypeAlias = tuple[list[Any], Callable[[Sequence[te.Tensor]], Element]]
+"""What a kernel must be given to decode a tensor, and how it computes an element of it from that."""
 
 
 def packed_bytes(array: Array) -> Array:
@@ -111,10 +114,13 @@ def gather(state: Lowering, node: Node) -> Sequence[Any]:
     TVM's converter gathers from any other.
     """
     source = state.graph.producers.get(node.inputs[0])
-    stored_integers = source is not None and source.op == "DequantizeLinear" and node.inputs[0] in state.waiting
-    if source is None or not stored_integers or state.type(source.inputs[0]).dtype.name in SMALL:
+    if source is None or node.inputs[0] not in state.waiting:
         return convert(state, node)
-    operands, element = _decoder(state, source)
+    rule = _DECODERS.get((source.domain, source.op))
+    decoder = rule(state, source) if rule is not None else None
+    if decoder is None:
+        return convert(state, node)
+    operands, element = decoder
     dims, result = state.type(node.inputs[0]).dims, state.type(node.outputs[0]).dims
     axis, rank = node.get_int("axis", 0) % len(dims), len(state.type(node.inputs[1]).dims)
 
@@ -129,7 +135,19 @@ def gather(state: Lowering, node: Node) -> Sequence[Any]:
     return [state.emit(define, state.value(node.inputs[1]), *operands, name="gather", pattern=INJECTIVE)]
 
 
-def _decoder(state: Lowering, node: Node) -> tuple[list[Any], Callable[[Sequence[te.Tensor]], Element]]:
+def _dequantizes(state: Lowering, node: Node) -> Reading | None:
+    return None if state.type(node.inputs[0]).dtype.name in SMALL else _decoder(state, node)
+
+
+def _widens(state: Lowering, node: Node) -> Reading | None:
+    """float16 or bfloat16 as float32."""
+    if state.type(node.inputs[0]).dtype not in NARROW:
+        return None
+    dtype = state.type(node.outputs[0]).dtype.name
+    return [state.value(node.inputs[0])], lambda tensors: lambda i: tensors[0][tuple(i)].astype(dtype)
+
+
+def _decoder(state: Lowering, node: Node) -> Reading:
     """What a DequantizeLinear reads, and how an element of its result comes from that."""
     x, scale = state.type(node.inputs[0]), state.type(node.inputs[1])
     dtype = state.type(node.outputs[0]).dtype.name
@@ -211,8 +229,18 @@ def quantize(state: Lowering, node: Node) -> Sequence[Any]:
 @computes("graphc", "Lookup")
 def lookup(state: Lowering, node: Node) -> Sequence[Any]:
     """y[i] = codebook[g, code i / D, i % D] of a codebook [K] or [G, K(, D)]; codes are fields of a byte stream."""
+    operands, element = _looks_up(state, node)
+    shape = state.type(node.outputs[0]).dims
+
+    def define(*tensors: te.Tensor) -> te.Tensor:
+        return te.compute(shape, lambda *i: element(tensors)(i), name="lookup")
+
+    return [state.emit(define, *operands, name="lookup", pattern=OPAQUE)]
+
+
+def _looks_up(state: Lowering, node: Node) -> Reading:
     kind, bits = state.type(node.outputs[0]), node.get_int("bits", 8)
-    shape, book = kind.dims, state.type(node.inputs[0]).dims
+    book = state.type(node.inputs[0]).dims
     books, length = book[0] if len(book) > 1 else 1, book[2] if len(book) > 2 else 1
     run = max(kind.size // (books * length), 1)
     packed = state.constant(node.inputs[1])
@@ -223,9 +251,11 @@ def lookup(state: Lowering, node: Node) -> Sequence[Any]:
         np.pad(packed, (0, 1)) if crosses else packed, node.inputs[1]
     )  # a field may end in the byte after the last
 
-    def define(codebook: te.Tensor, codes: te.Tensor) -> te.Tensor:
-        def element(*i: Any) -> Any:
-            place = _flat(i, shape)
+    def element(tensors: Sequence[te.Tensor]) -> Element:
+        codebook, codes = tensors
+
+        def entry(i: Sequence[Any]) -> Any:
+            place = _flat(i, kind.dims)
             at = place // length
             bit = at * bits
             word = codes[bit // 8].astype("int32")
@@ -233,9 +263,17 @@ def lookup(state: Lowering, node: Node) -> Sequence[Any]:
             code = (word >> (bit % 8).astype("int32")) & const((1 << bits) - 1)
             return codebook[((at // run,) if len(book) > 1 else ()) + (code, place % length)[: max(len(book) - 1, 1)]]
 
-        return te.compute(shape, element, name="lookup")
+        return entry
 
-    return [state.emit(define, state.value(node.inputs[0]), stream, name="lookup", pattern=OPAQUE)]
+    return [state.value(node.inputs[0]), stream], element
+
+
+_DECODERS: Mapping[tuple[str, str], Callable[[Lowering, Node], Reading | None]] = {
+    ("", "DequantizeLinear"): _dequantizes,
+    ("", "Cast"): _widens,
+    ("graphc", "Lookup"): _looks_up,
+}
+"""Decoders of which a kernel may read single elements."""
 
 
 @computes("graphc", "SparseToDense")

@@ -235,6 +235,46 @@ def test_tables_and_recurrent_weights_are_decoded_where_they_are_read(
         np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5 * np.abs(value).max(), err_msg=name)
 
 
+def gathered(m: Model, table: str, axis: int = 0) -> None:
+    """y = Gather(table, indices) * x; tables are 60 x 33, some of whose rows or columns are read."""
+    x, i = f"x{len(m.inputs)}", m.constant(np.array([[3, -1, 7]]))
+    shape = (1, 3, 33) if axis == 0 else (60, 1, 3)
+    m.inputs.append(helper.make_tensor_value_info(x, 1, shape))
+    m.feeds[x] = RANDOM.standard_normal(shape).astype(np.float32)
+    m.outputs.append(helper.make_tensor_value_info(m.node("Mul", [m.node("Gather", [table, i], axis=axis), x]), 1, None))
+
+
+TABLES: dict[str, Callable[[Model], str]] = {
+    "float16": lambda m: m.node("Cast", [m.constant(RANDOM.standard_normal((60, 33)).astype(np.float16))], to=1),
+    "bfloat16": lambda m: m.node(
+        "Cast", [m.constant(RANDOM.standard_normal((60, 33)).astype(ml_dtypes.bfloat16))], to=1
+    ),
+    "int2": lambda m: m.dequantized((60, 33), "int2", 0, 12),
+    "lookup": lambda m: m.shared((60, 33), 3),
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("level", ("x86-64-v2", "x86-64-v4"))
+def test_only_rows_that_are_read_are_decoded(
+    table: str, level: str, machine: tuple[Server, Cache], tmp_path: Path
+) -> None:
+    model = Model()
+    weights = TABLES[table](model)
+    for axis in (0, 1):
+        gathered(model, weights, axis)
+    model.anchor("MatMul", (2, 60), weights)  # tied: the same table as a matrix
+    graph = model.graph()
+    program = lower(graph, runnable(level))
+    made = [buffer for name, buffer in program.buffers.items() if name not in program.constants]
+    assert max(buffer.bytes for buffer in made) < 60 * 33 * 4
+    build_target(graph, runnable(level), tmp_path, *machine)
+    with Runner(tmp_path) as runner:
+        found = runner(**model.feeds)
+    for name, value in Session(graph).run(model.feeds).items():
+        assert np.abs(found[name] - value).max() <= 1e-5 * np.abs(value).max(), name
+
+
 def test_the_matrix_is_what_onnxruntime_decodes() -> None:
     model = Model()
     weights = model.dequantized((24, 40), "uint4", 0, 8, zero=True)
