@@ -69,6 +69,12 @@ class Convolution:
     def blocks(self) -> int:
         return -(-self.filters // self.block)
 
+    @property
+    def decodes(self) -> bool:
+        """Whether a rule schedules kernels of this form that decode weights."""
+        alone = self.kind == "depthwise" and self.filters == self.channels
+        return (self.kind == "dense" or alone) and len(self.window.kernel) == 2
+
     def work(self, batch: int) -> Contraction:
         """What a kernel of this has to do."""
         span = self.window
@@ -240,6 +246,9 @@ def accumulate(
 
 def _depthwise(added: _Sum, weights: Any) -> Callable[..., Any]:
     multiplier = added.conv.filters // added.conv.channels
+    if isinstance(weights, Decoder):
+        tap, width = _tap_number(added), weights.width
+        return lambda *i: added(i, i[-1] // multiplier, weights(i[-1] // width, tap, tirx.const(0), i[-1] % width))
     return lambda *i: added(i, i[-1] // multiplier, weights[(*added.taps, i[-1])].astype(added.dtype))
 
 
@@ -250,11 +259,17 @@ def _grouped(added: _Sum, weights: Any) -> Callable[..., Any]:
     return lambda *i: added(i, i[-1] // outer * inner + c, weights[(*added.taps, c, i[-1])].astype(added.dtype), [c])
 
 
+def _tap_number(added: _Sum) -> Any:
+    """The tap of a sum, counted row by row."""
+    tap: Any = tirx.const(0)
+    for position, extent in zip(added.taps, added.conv.window.kernel, strict=True):
+        tap = tap * extent + position
+    return tap
+
+
 def _dense(added: _Sum, weights: Weights) -> Callable[..., Any]:
     conv, taps, dtype = added.conv, added.taps, added.dtype
-    tap: Any = tirx.const(0)
-    for position, extent in zip(taps, conv.window.kernel, strict=True):
-        tap = tap * extent + position
+    tap = _tap_number(added)
     if isinstance(weights, Skipping):
         blocks = weights.axes()
         return lambda *i: added(
@@ -308,9 +323,9 @@ def packed_weights(state: Lowering, conv: Convolution, name: str) -> tuple[list[
     weights = state.weights(name)
     if weights is not None:
         return [state.parameter(pack(conv, weights), name)], plain
-    if conv.kind == "dense" and len(conv.window.kernel) == 2:
-        outputs, taps = conv.filters, prod(conv.window.kernel)
-        coded = coded_operand(state, name, lambda w: w.reshape(outputs, -1), conv.block, taps)
+    if conv.decodes:
+        block = conv.block if conv.kind == "dense" else max(1, state.target.lanes(32))
+        coded = coded_operand(state, name, lambda w: w.reshape(conv.filters, -1), block, prod(conv.window.kernel))
         if coded is not None:
             return list(coded.operands), coded.decoder
     packed = state.emit(lambda w: packed_on_the_fly(conv, w), state.value(name), name="pack", pattern=OPAQUE)

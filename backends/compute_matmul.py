@@ -17,6 +17,7 @@ from graphc.backends.compute_sparse import Skipping, SparseOperand, Weights, des
 from graphc.backends.cycles import Contraction
 from graphc.backends.decode import Decoder
 from graphc.backends.dot import Kind as DotKind
+from graphc.backends.geometry import matrix_number
 from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
 from graphc.backends.statements import wide
 from graphc.ir import Array, Node
@@ -38,6 +39,8 @@ class Product:
     """Rows in a register tile; None: the cost model's."""
     vectors: int | None = None
     """Groups of 16 output channels that a task of matrix tiles takes at most; None: the cost model\'s."""
+    matrices: tuple[int, ...] = ()
+    """The batch of coded weights, which broadcasts to `batch`."""
 
     @property
     def depth(self) -> int:
@@ -65,6 +68,7 @@ class Product:
                 "tile": self.tile,
                 "vectors": self.vectors,
                 "transposed": transposed,
+                "matrices": self.matrices,
                 **weights,
             }
         )
@@ -81,6 +85,16 @@ def pack(product: Product, b: Array) -> Array:
             runs.reshape(*runs.shape[:-2], product.depth // product.step, product.step, product.block), -1, -2
         )
     return np.ascontiguousarray(runs)
+
+
+def by_output(product: Product, b: Array) -> Array:
+    """b (*batch, K, N) as (N, K); of several matrices, each with as many rows as its blocks have columns."""
+    across = np.swapaxes(b, -1, -2)
+    if len(product.matrices) == 0:
+        return across
+    missing = product.blocks * product.block - product.columns
+    padded = np.pad(across, [(0, 0)] * (b.ndim - 2) + [(0, missing), (0, 0)], mode="edge")
+    return padded.reshape(-1, product.inner)
 
 
 def packed_on_the_fly(
@@ -115,7 +129,7 @@ def accumulate(
 ) -> te.Tensor:
     """The sums (*batch, M, blocks, block) in `dtype`; a (*, M, K) and packed b broadcast over the batch as numpy does.
 
-    A decoder in place of b gives the elements of one float matrix; one with blocks of zeros skips them. `shift` is what
+    A decoder in place of b gives the elements of float matrices; one with blocks of zeros skips them. `shift` is what
     the dot-product instruction wants added to a's elements.
     """
     k = te.reduce_axis((0, product.inner), "k")
@@ -137,7 +151,8 @@ def accumulate(
         row = (k, i[rank]) if transposed_a else (i[rank], k)
         left = wide(a[(*batch_of(a, 2, i), *row)], dtype)
         if isinstance(b, Decoder):
-            return te.sum(left * b(i[rank + 1], tirx.const(0), k, i[rank + 2]), axis=k)
+            block = matrix_number(product.matrices, i[:rank]) * product.blocks + i[rank + 1]
+            return te.sum(left * b(block, tirx.const(0), k, i[rank + 2]), axis=k)
         place = (k, i[rank + 2]) if product.step == 1 else (k // product.step, i[rank + 2], k % product.step)
         right = wide(b[(*batch_of(b, 3 if product.step == 1 else 4, i), i[rank + 1], *place)], dtype)
         left = left + tirx.const(shift, dtype) if shift else left
@@ -188,10 +203,12 @@ def right_operand(
             if sparse is not None:
                 return replace(product, block=state.target.lanes(32)), list(sparse.operands), sparse.skipping
         return product, [state.parameter(pack(product, across), name)], plain
-    if len(state.type(name).dims) == 2:
-        coded = coded_operand(state, name, (lambda w: w) if transposed else np.transpose, product.block)
-        if coded is not None:
-            return product, list(coded.operands), coded.decoder
+    decoding = replace(product, matrices=state.type(name).dims[:-2])
+    coded = coded_operand(
+        state, name, lambda w: by_output(decoding, np.swapaxes(w, -1, -2) if transposed else w), product.block
+    )
+    if coded is not None:
+        return decoding, list(coded.operands), coded.decoder
     packed = state.emit(
         lambda b: packed_on_the_fly(product, b, transposed), state.value(name), name="pack", pattern=OPAQUE
     )

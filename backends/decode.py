@@ -24,6 +24,11 @@ class Decoder:
         self.layout, self.target = layout, target
         self.operands: Mapping[str, Any] = dict(zip(layout.operands, operands, strict=True))
 
+    @property
+    def width(self) -> int:
+        """Outputs in a block."""
+        return int(self.operands["plane0"].shape[2])
+
     def __call__(self, block: Any, tap: Any, channel: Any, lane: Any, lanes: int = 1) -> Any:
         """float32 x lanes: weights of outputs lane, lane + 1, ... of a block for one input channel at one tap."""
         layout = self.layout
@@ -40,7 +45,7 @@ class Decoder:
 
     def _looked_up(self, code: Any, block: Any, lane: Any, lanes: int) -> Any:
         layout, table = self.layout, self.operands["table"]
-        bits, width = sum(layout.planes), int(self.operands["plane0"].shape[2])
+        bits, width = sum(layout.planes), self.width
         entry = code & spread(const((1 << bits) - 1), lanes)
         if not layout.sharing:
             return looked_up(table, bits, code, lanes, self.target) if lanes > 1 else table[entry]

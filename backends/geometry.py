@@ -1,9 +1,9 @@
 """The geometry of window kernels: rows of output columns, tiles of a row, which taps of a tile lie inside (no TVM)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 Pattern: TypeAlias = tuple[tuple[int, ...], ...]
 """For each tap across, which columns of a tile it reaches."""
@@ -40,3 +40,11 @@ class Rows:
         for (count, pattern), group in groupby(tiles, lambda tile: (tile[1], self.pattern(*tile))):
             alike = list(group)
             yield alike[0][0], len(alike), count, pattern
+
+
+def matrix_number(matrices: Sequence[int], batch: Sequence[Any]) -> Any:
+    """Which of the `matrices` belongs to an index of the result's batch."""
+    number: Any = 0
+    for extent, place in zip(matrices, batch[len(batch) - len(matrices) :], strict=True):
+        number = number * extent + place if extent > 1 else number
+    return number

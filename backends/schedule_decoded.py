@@ -24,7 +24,7 @@ from tvm import tirx
 from graphc.backends.anchor import Anchor
 from graphc.backends.coded_layout import Layout
 from graphc.backends.decode import Decoder
-from graphc.backends.geometry import Pattern
+from graphc.backends.geometry import Pattern, matrix_number
 from graphc.backends.schedule_contraction import Contraction, Convolution, Product
 from graphc.backends.statements import const, loop, sequence, spread, vector
 from graphc.backends.targets import Target
@@ -39,8 +39,15 @@ def schedule(anchor: Anchor, target: Target) -> Any:
     """The kernel of a contraction with coded weights, None for anything else."""
     if not anchor.info.get("coded"):
         return None
-    kind = DecodedProduct if anchor.info["kind"] == "matmul" else DecodedConvolution
-    return kind(anchor, target).build()
+    if anchor.info["kind"] == "matmul":
+        return (DecodedProduct if _is_one_matrix(anchor) else DecodedMatrices)(anchor, target).build()
+    return DecodedConvolution(anchor, target).build() if anchor.info["kind"] == "conv_dense" else None
+
+
+def _is_one_matrix(anchor: Anchor) -> bool:
+    """Whether the rows of all matrices of the input are multiplied by the same weights."""
+    own = [int(extent) for extent in anchor.x.shape[:-2]]
+    return prod(anchor.info["matrices"]) == 1 and own == anchor.info["batch"]
 
 
 @dataclass(frozen=True)
@@ -254,3 +261,18 @@ class DecodedProduct(Decoded, Product):
 
     def position(self, row: Any, column: Any, channel: Any) -> list[Any]:
         return [*self._place(row, column), channel]
+
+
+class DecodedMatrices(Decoded, Product):
+    """a (*batch, M, K) times codes of (matrices * blocks, K, block): a panel serves rows of one matrix."""
+
+    down = across = 1
+
+    def __init__(self, anchor: Anchor, target: Target) -> None:
+        super().__init__(anchor, target)
+        self.prepare(target)
+        self.together = 1 if self.single else panel_rows(self.block, self.pieces, self.rows.columns)
+
+    def weights(self, row: Any, block: Any, kh: Any, kw: Any, c: Any, v: int) -> Any:
+        number = matrix_number(self.anchor.info["matrices"], self._batch(row))
+        return super().weights(row, number * self.blocks + block, kh, kw, c, v)

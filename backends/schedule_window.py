@@ -9,15 +9,22 @@
           acc[p] = max(acc[p], x[row, p, kh, kw, run])                    max pool
         y[row, p, run] = epilogue(acc[p])
 
+Coded weights of a run of channels are decoded to the stack, once for all tiles of the row:
+        for tap:  w[tap] = decode(run, tap)
+
 Padding contributes nothing to any of them, so taps outside the input are left out, as in `schedule_contraction`.
 """
 
+from collections.abc import Callable
 from functools import partial
+from math import prod
 from typing import Any
 
 from tvm import tirx
 
 from graphc.backends.anchor import Anchor
+from graphc.backends.coded_layout import Layout
+from graphc.backends.decode import Decoder
 from graphc.backends.geometry import Pattern, Rows
 from graphc.backends.statements import (
     VECTORIZED,
@@ -33,6 +40,9 @@ from graphc.backends.statements import (
 )
 from graphc.backends.targets import Target
 from graphc.backends.tiles import window_tile
+
+Weights = Callable[[Any, Any, Any, int], Any]
+"""(row and column of the kernel, first channel, lanes) -> a vector of weights."""
 
 KINDS = ("conv_depthwise", "pool_max", "pool_sum")
 
@@ -59,6 +69,7 @@ class _Window:
         self.dtype = str(anchor.accumulator.dtype)
         self.lanes = max(1, target.lanes(32))
         self.shift = int(info.get("shift", 0))
+        self.decoder = Decoder(Layout.of(info["coded"]), anchor.weights, target) if info.get("coded") else None
         self.rows = Rows(
             self.batch * self.out_height,
             self.out_width,
@@ -81,9 +92,30 @@ class _Window:
         return sequence(parts)
 
     def _run(self, row: Any, channel: Any, lanes: int) -> Any:
-        return row_of_tiles(self.rows, partial(self._tile, row, channel, lanes))
+        decode, weights = self._decoded(channel) if self.decoder is not None else ([], self._weights)
+        return sequence([*decode, row_of_tiles(self.rows, partial(self._tile, weights, row, channel, lanes))])
 
-    def _tile(self, row: Any, channel: Any, lanes: int, first: Any, count: int, pattern: Pattern) -> Any:
+    def _weights(self, kh: Any, kw: Any, channel: Any, lanes: int) -> Any:
+        return self.anchor.weights[0][kh, kw, vector(channel, lanes)]
+
+    def _decoded(self, channel: Any) -> tuple[list[Any], Weights]:
+        """(statements that decode the weights of a run of channels to the stack, how they are read from there)."""
+        decoder, taps = self.decoder, prod(self.kernel)
+        assert decoder is not None
+        panel = tirx.decl_buffer((taps * self.lanes,), self.dtype, "panel", scope="local")
+
+        def decode(tap: Any) -> Any:
+            value = decoder(channel // self.lanes, tap, const(0), const(0), self.lanes)
+            return tirx.BufferStore(panel, value, [vector(tap * self.lanes, self.lanes)])
+
+        def weights(kh: Any, kw: Any, _channel: Any, lanes: int) -> Any:
+            return panel[vector((kh * self.kernel[1] + kw) * self.lanes, lanes)]
+
+        return [tirx.AllocBuffer(panel), loop("tap", 0, taps, decode)], weights
+
+    def _tile(
+        self, weights: Weights, row: Any, channel: Any, lanes: int, first: Any, count: int, pattern: Pattern
+    ) -> Any:
         acc = tirx.decl_buffer((count * lanes,), self.dtype, "acc", scope="local")
         identity = tirx.min_value(self.dtype) if self.kind == "pool_max" else const(0, self.dtype)
         places = [vector(p * lanes, lanes) for p in range(count)]
@@ -98,9 +130,8 @@ class _Window:
         )
 
         def tap(kh: Any, kw: int, p: int) -> Any:
-            return tirx.BufferStore(
-                acc, self._combine(acc[places[p]], row, channel, lanes, first + p, kh, kw), [places[p]]
-            )
+            x = self._input(row, channel, lanes, first + p, kh, kw)
+            return tirx.BufferStore(acc, self._combine(acc[places[p]], x, weights, kh, kw, channel, lanes), [places[p]])
 
         def across(kh: Any) -> Any:
             return sequence([tap(kh, kw, p) for kw, columns in enumerate(pattern) for p in columns])
@@ -114,19 +145,20 @@ class _Window:
             ]
         )
 
-    def _combine(self, acc: Any, row: Any, channel: Any, lanes: int, column: Any, kh: Any, kw: int) -> Any:
+    def _input(self, row: Any, channel: Any, lanes: int, column: Any, kh: Any, kw: int) -> Any:
         at = (
             row % self.out_height * self.strides[0] + kh * self.dilations[0] - self.begin[0],
             column * self.strides[1] + kw * self.dilations[1] - self.begin[1],
         )
-        x = self._wide(self.anchor.x[row // self.out_height, *at, channel + vector(const(0), lanes)], lanes)
+        x = self._wide(self.anchor.x[row // self.out_height, *at, vector(channel, lanes)], lanes)
+        return x + spread(const(self.shift, self.dtype), lanes) if self.shift else x
+
+    def _combine(self, acc: Any, x: Any, weights: Weights, kh: Any, kw: int, channel: Any, lanes: int) -> Any:
         if self.kind == "pool_max":
             return tirx.max(acc, x)
-        if self.shift:
-            x = x + spread(const(self.shift, self.dtype), lanes)
         if self.kind == "pool_sum":
             return acc + x
-        return acc + x * self._wide(self.anchor.weights[0][kh, kw, channel + vector(const(0), lanes)], lanes)
+        return acc + x * self._wide(weights(kh, kw, channel, lanes), lanes)
 
     def _wide(self, value: Any, lanes: int) -> Any:
         return tirx.Cast(f"{self.dtype}x{lanes}" if lanes > 1 else self.dtype, value)

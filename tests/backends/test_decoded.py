@@ -166,6 +166,27 @@ def pruned_and_shared(m: Model) -> None:
     m.anchor("Conv", (1, 20, 6, 5), m.masked((24, 20, 3, 3), entries[:8]), pads=[1, 1, 1, 1])
 
 
+def several_matrices(m: Model) -> None:
+    m.anchor("MatMul", (3, 1, 40), m.dequantized((3, 40, 50), "int4", 1, 8))
+    m.anchor("MatMul", (3, 30, 40), m.dequantized((3, 40, 70), "int8", 2, zero=True))
+    m.anchor("MatMul", (2, 1, 20, 33), m.dequantized((3, 33, 20), "uint4", 1, 11, zero=True))
+    m.anchor("MatMul", (130, 24), m.dequantized((2, 24, 48), "int2", None))
+    m.anchor("MatMul", (9, 24), m.dequantized((1, 24, 17), "int4", 2))
+    m.anchor("MatMul", (4, 9, 24), m.dequantized((1, 24, 17), "int4", 2))
+    m.anchor("MatMul", (2, 30, 40), m.shared((2, 40, 32), 3))
+
+
+def depthwise(m: Model) -> None:
+    m.anchor("Conv", (1, 40, 9, 20), m.dequantized((40, 1, 3, 3), "int8", 0), 40, group=40, pads=[1, 1, 1, 1])
+    m.anchor("Conv", (2, 37, 9, 9), m.dequantized((37, 1, 3, 5), "int4", 0, zero=True), group=37, strides=[2, 2])
+    m.anchor("Conv", (1, 16, 12, 7), m.dequantized((16, 1, 5, 5), "uint2", None), 16, group=16, dilations=[2, 1])
+    m.anchor("Conv", (1, 33, 6, 6), m.shared((33, 1, 3, 3), 5), group=33, pads=[0, 1, 2, 1])
+    m.anchor("Conv", (1, 19, 50), m.dequantized((19, 1, 7), "int8", 0, zero=True), 19, group=19, pads=[6, 0])
+    m.anchor("Conv", (1, 5, 4, 4), m.dequantized((5, 1, 3, 3), "int8", 0), 5, group=5)
+    blocked = m.node("Reshape", [m.dequantized((32, 9), "int4", 1, 3, zero=True), m.constant(np.array([32, 1, 3, 3]))])
+    m.anchor("Conv", (1, 32, 8, 30), blocked, group=32)
+
+
 CASES: tuple[Callable[[Model], None], ...] = (
     vector_times_integers,
     rows_times_integers,
@@ -174,6 +195,8 @@ CASES: tuple[Callable[[Model], None], ...] = (
     convolutions,
     several_codebooks,
     pruned_and_shared,
+    several_matrices,
+    depthwise,
 )
 
 
@@ -241,7 +264,9 @@ def gathered(m: Model, table: str, axis: int = 0) -> None:
     shape = (1, 3, 33) if axis == 0 else (60, 1, 3)
     m.inputs.append(helper.make_tensor_value_info(x, 1, shape))
     m.feeds[x] = RANDOM.standard_normal(shape).astype(np.float32)
-    m.outputs.append(helper.make_tensor_value_info(m.node("Mul", [m.node("Gather", [table, i], axis=axis), x]), 1, None))
+    m.outputs.append(
+        helper.make_tensor_value_info(m.node("Mul", [m.node("Gather", [table, i], axis=axis), x]), 1, None)
+    )
 
 
 TABLES: dict[str, Callable[[Model], str]] = {
