@@ -4,8 +4,9 @@
 
 Weights are packed at compile time so that the innermost axis is a run of output channels (a multiple of the vector):
     dense      w[O / block, *K, I, block], for integer dot products w[O / block, *K, I / step, block, step]
+               of floats in groups: the blocks of one group after those of the one before, w[.., I / groups, block]
     depthwise  w[*K, O]                      (groups = I; each output reads one input channel)
-    grouped    w[*K, I / groups, O]
+    grouped    w[*K, I / groups, O]          (integers)
 """
 
 import json
@@ -66,14 +67,30 @@ class Convolution:
         return DOTS[self.dot].columns
 
     @property
+    def outer(self) -> int:
+        """Filters of one group."""
+        return self.filters // self.groups
+
+    @property
+    def group_blocks(self) -> int:
+        """Blocks of one group."""
+        return -(-self.outer // self.block)
+
+    @property
     def blocks(self) -> int:
-        return -(-self.filters // self.block)
+        return self.groups * self.group_blocks
+
+    def by_output(self, weights: Array) -> Array:
+        """Weights (O, I / groups, *K) as (outputs, depth * taps); of several groups, whole blocks of outputs each."""
+        rows = weights.reshape(self.groups, self.outer, -1)
+        missing = self.group_blocks * self.block - self.outer if self.kind == "dense" and self.groups > 1 else 0
+        return np.pad(rows, [(0, 0), (0, missing), (0, 0)], mode="edge").reshape(-1, rows.shape[-1])
 
     @property
     def decodes(self) -> bool:
         """Whether a rule schedules kernels of this form that decode weights."""
         alone = self.kind == "depthwise" and self.filters == self.channels
-        return (self.kind == "dense" or alone) and len(self.window.kernel) == 2
+        return self.kind == "dense" or (alone and len(self.window.kernel) == 2)
 
     def work(self, batch: int) -> Contraction:
         """What a kernel of this has to do."""
@@ -123,6 +140,7 @@ def convolution(state: Lowering, node: Node, weights: np.dtype[Any] | None = Non
     kernel = state.type(node.inputs[1]).dims[2:]
     groups = node.get_int("group", 1)
     kind: Kind = "dense" if groups == 1 else "depthwise" if groups == channels else "grouped"
+    kind = "dense" if kind == "grouped" and weights is None else kind
     span = window(node, size, output, kernel)
     dot, choice = DOTS["plain"], state.choice(node)
     if weights is not None and kind == "dense":
@@ -138,12 +156,19 @@ def convolution(state: Lowering, node: Node, weights: np.dtype[Any] | None = Non
         channels,
         filters,
         groups,
-        choice.block(state.target, filters, dot, prod(state.type(node.outputs[0]).dims[:-1])),
+        _block(state, node, filters // groups if kind == "dense" else filters, dot),
         dot.step,
         dot.kind,
         choice.tile,
         choice.vectors,
     )
+
+
+def _block(state: Lowering, node: Node, filters: int, dot: Dot) -> int:
+    """Output channels in a run; of groups with fewer than a vector of them, the next power of two."""
+    positions = prod(state.type(node.outputs[0]).dims[:-1])
+    block = state.choice(node).block(state.target, filters, dot, positions)
+    return min(block, 1 << (filters - 1).bit_length()) if node.get_int("group", 1) > 1 else block
 
 
 def pack(conv: Convolution, weights: Array) -> Array:
@@ -153,13 +178,15 @@ def pack(conv: Convolution, weights: Array) -> Array:
         return np.ascontiguousarray(weights[:, 0].transpose(*(s - 1 for s in spatial), 0))
     if conv.kind == "grouped":
         return np.ascontiguousarray(weights.transpose(*spatial, 1, 0))
-    missing = conv.blocks * conv.block - conv.filters
     if conv.columns:
+        missing = conv.blocks * conv.block - conv.filters
         rows = weights.transpose(0, *spatial, 1).reshape(conv.filters, -1)
         whole = np.pad(rows, [(0, missing), (0, conv.depth - rows.shape[1])])
         runs = whole.reshape(conv.blocks, conv.block, conv.depth // conv.step, conv.step).swapaxes(1, 2)
         return np.ascontiguousarray(runs if conv.step > 1 else runs[..., 0])
-    padded = np.pad(weights, [(0, missing), (0, conv.depth - weights.shape[1])] + [(0, 0)] * len(spatial))
+    apart = weights.reshape(conv.groups, conv.outer, *weights.shape[1:])
+    missing = conv.group_blocks * conv.block - conv.outer
+    padded = np.pad(apart, [(0, 0), (0, missing), (0, conv.depth - weights.shape[1])] + [(0, 0)] * len(spatial))
     blocked = padded.reshape(conv.blocks, conv.block, conv.depth // conv.step, conv.step, *weights.shape[2:])
     ordered = blocked.transpose(0, *(s + 2 for s in spatial), 2, 1, 3)
     return np.ascontiguousarray(ordered if conv.step > 1 else ordered[..., 0])
@@ -176,11 +203,12 @@ def packed_on_the_fly(conv: Convolution, weights: te.Tensor) -> te.Tensor:
         return te.compute(shape, lambda *i: weights[(i[rank + 1], i[rank], *i[:rank])], name="pack")
 
     def element(*i: Any) -> Any:
-        o = i[0] * conv.block + i[rank + 2]
-        value = weights[(o, i[rank + 1], *i[1 : rank + 1])]
-        return value if conv.filters % conv.block == 0 else tirx.if_then_else(o < conv.filters, value, zero)
+        o = i[0] % conv.group_blocks * conv.block + i[rank + 2]
+        value = weights[(i[0] // conv.group_blocks * conv.outer + o, i[rank + 1], *i[1 : rank + 1])]
+        return value if conv.outer % conv.block == 0 else tirx.if_then_else(o < conv.outer, value, zero)
 
-    return te.compute((conv.blocks, *conv.window.kernel, conv.channels, conv.block), element, name="pack")
+    shape = (conv.blocks, *conv.window.kernel, conv.channels // conv.groups, conv.block)
+    return te.compute(shape, element, name="pack")
 
 
 def padded(x: te.Tensor, span: Window, value: Any, depth: int = 0) -> te.Tensor:
@@ -275,9 +303,14 @@ def _dense(added: _Sum, weights: Weights) -> Callable[..., Any]:
         return lambda *i: added(
             i, weights.input(i[-2], tap, blocks), weights.weight(i[-2], tap, blocks, i[-1], dtype), blocks
         )
-    c = te.reduce_axis((0, conv.channels), "c")
+    inner = conv.channels // conv.groups
+    c = te.reduce_axis((0, inner), "c")
+
+    def channel(i: Sequence[Any]) -> Any:
+        return i[-2] // conv.group_blocks * inner + c if conv.groups > 1 else c
+
     if isinstance(weights, Decoder):
-        return lambda *i: added(i, c, weights(i[-2], tap, c, i[-1]), [c])
+        return lambda *i: added(i, channel(i), weights(i[-2], tap, c, i[-1]), [c])
     depth, outer = c, taps
     if conv.columns:
         for each, stride in zip(taps, _column_strides(conv), strict=True):
@@ -288,7 +321,7 @@ def _dense(added: _Sum, weights: Weights) -> Callable[..., Any]:
         place = (depth, i[-1]) if conv.step == 1 else (depth // conv.step, i[-1], depth % conv.step)
         return weights[(i[-2], *outer, *place)].astype(dtype)
 
-    return lambda *i: added(i, c, weight(*i), [c])
+    return lambda *i: added(i, channel(i), weight(*i), [c])
 
 
 _TERMS: Mapping[str, Callable[[_Sum, Any], Callable[..., Any]]] = {
@@ -306,7 +339,11 @@ def _column_strides(conv: Convolution) -> list[int]:
 
 def sum_at(conv: Convolution, acc: te.Tensor, i: Sequence[Any]) -> Any:
     """The accumulator of output position i = (n, *p, o)."""
-    return acc[(*i[:-1], i[-1] // conv.block, i[-1] % conv.block)] if conv.kind == "dense" else acc[tuple(i)]
+    if conv.kind != "dense":
+        return acc[tuple(i)]
+    own = i[-1] % conv.outer if conv.groups > 1 else i[-1]
+    first = i[-1] // conv.outer * conv.group_blocks if conv.groups > 1 else 0
+    return acc[(*i[:-1], first + own // conv.block, own % conv.block)]
 
 
 Reader = Callable[[Sequence[te.Tensor]], Weights]
@@ -325,7 +362,7 @@ def packed_weights(state: Lowering, conv: Convolution, name: str) -> tuple[list[
         return [state.parameter(pack(conv, weights), name)], plain
     if conv.decodes:
         block = conv.block if conv.kind == "dense" else max(1, state.target.lanes(32))
-        coded = coded_operand(state, name, lambda w: w.reshape(conv.filters, -1), block, prod(conv.window.kernel))
+        coded = coded_operand(state, name, conv.by_output, block, prod(conv.window.kernel))
         if coded is not None:
             return list(coded.operands), coded.decoder
     packed = state.emit(lambda w: packed_on_the_fly(conv, w), state.value(name), name="pack", pattern=OPAQUE)
@@ -357,7 +394,7 @@ def skipping(
     """Constant weights (O, I, *K) without their blocks of zeros, None where that is no faster than the direct sum, or
     `filtering` cycles.
     """
-    if conv.kind != "dense" or len(conv.window.kernel) != 2:
+    if conv.kind != "dense" or conv.groups > 1 or len(conv.window.kernel) != 2:
         return None
     by_tap = weights.reshape(*weights.shape[:2], -1)
     return sparse_operand(state, node, by_tap, conv.work(state.type(node.inputs[0]).dims[0]), filtering)

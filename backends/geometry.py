@@ -48,3 +48,12 @@ def matrix_number(matrices: Sequence[int], batch: Sequence[Any]) -> Any:
     for extent, place in zip(matrices, batch[len(batch) - len(matrices) :], strict=True):
         number = number * extent + place if extent > 1 else number
     return number
+
+
+def places(number: Any, extents: Sequence[int]) -> list[Any]:
+    """The index along each of `extents` of element `number`, row by row."""
+    found: list[Any] = []
+    for extent in reversed(extents[1:]):
+        found.append(number % extent)
+        number = number // extent
+    return [number, *reversed(found)]

@@ -269,13 +269,13 @@ class TiledConvolution(Tiled, Convolution):
         wanted = row % (self.rows.rows // self.batch) * length
         return tirx.min(wanted, extent - length) if extent % length else wanted, wanted
 
-    def _pixel(self, row: Any, column: Any) -> tuple[Any, Any, Any]:
+    def _pixel(self, row: Any, column: Any) -> list[Any]:
         image = row // (self.rows.rows // self.batch)
         if self.long:
             at = self._piece(row)[0] + column
-            return image, at // self.line, at % self.line
+            return [image, at // self.line, at % self.line]
         if self.stacked > 1:
-            return image, self._piece(row)[0] + column // self.out_width, column % self.out_width
+            return [image, self._piece(row)[0] + column // self.out_width, column % self.out_width]
         return super()._pixel(row, column)
 
     def guarded(self, row: Any, column: Any, statement: Any) -> Any:

@@ -22,7 +22,7 @@ from graphc.backends import dot_arm
 from graphc.backends.anchor import Anchor
 from graphc.backends.dot import Dot, steps_in_load, weight_registers
 from graphc.backends.dot_x86 import multiply_add
-from graphc.backends.geometry import Pattern, Rows
+from graphc.backends.geometry import Pattern, Rows, places
 from graphc.backends.statements import (
     SERIAL,
     UNROLLED,
@@ -44,7 +44,7 @@ from graphc.backends.tiles import SMALL, WIDEST_AT_EDGES, chosen_columns, chunks
 
 def schedule(anchor: Anchor, target: Target) -> Any:
     """The kernel of a dense convolution or matrix product, None where the form is another."""
-    if anchor.info["kind"] == "conv_dense" and len(anchor.info["kernel"]) == 2:
+    if anchor.info["kind"] == "conv_dense":
         return Convolution(anchor, target).build()
     if anchor.info["kind"] == "matmul":
         return Product(anchor, target).build()
@@ -302,76 +302,81 @@ class Contraction:
 
 
 class Convolution(Contraction):
-    """Channels-last input (N, H, W, C), weights (blocks, KH, KW, C, block)."""
+    """Channels-last input (N, *size, C) of two or three axes, weights (blocks, *K, C / groups, block).
+
+    All but the last axis are rows, and their taps one count: those of three axes read a padded copy, where all are
+    inside. Rows of one group come after those of the one before.
+    """
 
     def __init__(self, anchor: Anchor, target: Target) -> None:
         self.anchor, info = anchor, anchor.info
         dotted = info["step"] > 1 or not str(anchor.accumulator.dtype).startswith("float")
-        through_pad = dotted and anchor.pad is not None  # padding is the zero point there, or fills up the depth
+        deep = len(info["kernel"]) > 2
+        through_pad = (dotted or deep) and anchor.pad is not None  # integers pad with the zero point, or fill the depth
         self.batch: int
-        self.height: int
-        self.batch, self.height, width, _ = (int(d) for d in anchor.padded.shape) if through_pad else info["input"]
-        self.output = self.out_height, self.out_width = info["output"]
-        self.kernel, self.strides, self.dilations = info["kernel"], info["strides"], info["dilations"]
-        self.begin = [0, 0] if through_pad else info["begin"]
-        self.flat = (
-            self.kernel == [1, 1]
-            and self.strides == [1, 1]
-            and not any(self.begin)
-            and info["output"] == [self.height, width]
-        )
+        self.batch, *size, _ = (int(d) for d in anchor.padded.shape) if through_pad else info["input"]
+        self.output, self.kernel = info["output"], info["kernel"]
+        self.out_height, self.out_width = prod(self.output[:-1]), self.output[-1]
+        self.strides, self.dilations = info["strides"], info["dilations"]
+        self.begin = [0] * len(size) if through_pad else info["begin"]
+        ones = [1] * len(size)
+        self.flat = self.kernel == self.strides == ones and not any(self.begin) and self.output == size
         self.small = not (dotted or self.flat or info.get("coded")) and prod(self.output) <= SMALL
-        wide = self.kernel[1] > WIDEST_AT_EDGES and not info.get("coded")
+        wide = self.kernel[-1] > WIDEST_AT_EDGES and not info.get("coded")
         if (self.small or wide) and anchor.pad is not None:
-            self.begin, (self.height, width) = [0, 0], (int(d) for d in anchor.padded.shape[1:3])
+            self.begin, size = [0] * len(size), [int(d) for d in anchor.padded.shape[1:-1]]
             through_pad = True
+        self.height, width = int(size[-2]), int(size[-1])
         pieces, columns = self.batch * self.out_height, self.out_width
         if self.flat:
-            positions = self.batch * self.height * width
+            positions = self.batch * prod(size)
             pieces = self.pieces_of(target, positions)
             columns = positions // pieces
         if self.small:
             pieces, columns = self.batch, prod(self.output)
+        self.groups: int = info["groups"]
+        self.pieces, pieces = pieces, pieces * self.groups
         tile = self.tile_of(target, columns)
         if self.flat or self.small:  # every tap is inside
-            rows = Rows(pieces, columns, self.kernel[1], 0, 0, 0, 1, tile)
+            rows = Rows(pieces, columns, self.kernel[-1], 0, 0, 0, 1, tile)
         else:
-            across = (self.kernel[1], self.strides[1], self.dilations[1], self.begin[1])
+            across = (self.kernel[-1], self.strides[-1], self.dilations[-1], self.begin[-1])
             rows = Rows(pieces, columns, *across, width, tile)
-        super().__init__(anchor, target, rows, info["depth"], info["filters"])
+        super().__init__(anchor, target, rows, info["depth"], info["filters"] // self.groups)
         self.source = anchor.padded if through_pad else anchor.x
         self.tiles = UNROLLED if self.small else SERIAL
 
-    def _pixel(self, row: Any, column: Any) -> tuple[Any, Any, Any]:
-        """(image, row, column) of an output position."""
+    def group(self, row: Any) -> Any:
+        """Which group of channels a row belongs to."""
+        return row // self.pieces if self.groups > 1 else 0
+
+    def _pixel(self, row: Any, column: Any) -> list[Any]:
+        """[image, *place] of an output position."""
+        row = row % self.pieces if self.groups > 1 else row
         if self.flat:
-            column = row * self.rows.columns + column
-            return (
-                column // (self.out_height * self.out_width),
-                column // self.out_width % self.out_height,
-                column % self.out_width,
-            )
+            return places(row * self.rows.columns + column, [self.batch, *self.output])
         if self.small:
-            return row, column // self.out_width, column % self.out_width
-        return row // self.out_height, row % self.out_height, column
+            return [row, *places(column, self.output)]
+        return [*places(row, [self.batch, *self.output[:-1]]), column]
 
     def x(self, row: Any, column: Any, kh: Any, kw: Any, c: Any) -> Any:
-        image, i, j = self._pixel(row, column)
-        at = (
-            i * self.strides[0] + kh * self.dilations[0] - self.begin[0],
-            j * self.strides[1] + kw * self.dilations[1] - self.begin[1],
-        )
-        return self.source[image, *at, c]
+        image, *at = self._pixel(row, column)
+        axes = zip(at, self.strides, [*places(kh, self.kernel[:-1]), kw], self.dilations, self.begin, strict=True)
+        channel = self.group(row) * self.depth + c if self.groups > 1 else c
+        return self.source[
+            (image, *(i * stride + tap * apart - begin for i, stride, tap, apart, begin in axes), channel)
+        ]
 
     def w(self, row: Any, block: Any, kh: Any, kw: Any, inner: list[Any]) -> Any:
-        return self.anchor.weights[0][(block, kh, kw, *inner)]
+        own = self.group(row) * self.blocks + block
+        return self.anchor.weights[0][(own, *places(kh, self.kernel[:-1]), kw, *inner)]
 
     def position(self, row: Any, column: Any, channel: Any) -> list[Any]:
-        return [*self._pixel(row, column), channel]
+        return [*self._pixel(row, column), self.group(row) * self.filters + channel]
 
     def taps(self, row: Any) -> tuple[Any, Any]:
-        if self.small:
-            return 0, self.kernel[0]
+        if self.small or len(self.kernel) > 2:
+            return 0, prod(self.kernel[:-1])
         return clipped_taps(
             row % self.out_height,
             self.kernel[0],

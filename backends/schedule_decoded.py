@@ -47,7 +47,7 @@ def schedule(anchor: Anchor, target: Target) -> Any:
 def _is_one_matrix(anchor: Anchor) -> bool:
     """Whether the rows of all matrices of the input are multiplied by the same weights."""
     own = [int(extent) for extent in anchor.x.shape[:-2]]
-    return prod(anchor.info["matrices"]) == 1 and own == anchor.info["batch"]
+    return bool(prod(anchor.info["matrices"]) == 1 and own == anchor.info["batch"])
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,17 @@ class Decoded(Contraction):
         self.layout = Layout.of(self.anchor.info["coded"])
         self.decoder = Decoder(self.layout, self.anchor.weights, target)
         self.panel = panel_depth(self.block, self.depth, self.layout.run)
-        self.single = self.rows.rows * self.rows.columns <= self.rows.tile
+        alike = self.rows.rows // self.sets
+        self.single = alike * self.rows.columns <= self.rows.tile
         """Whether one tile holds all positions, so that a panel would be used once."""
-        self.together = 1 if self.single else panel_rows(self.block, self.rows.rows, self.rows.columns)
+        self.together = 1 if self.single else panel_rows(self.block, alike, self.rows.columns)
+
+    sets = 1
+    """Rows are in so many runs, each with weights of its own."""
+
+    def weights_of(self, row: Any) -> Any:
+        """Which set of weights a row is multiplied by."""
+        return 0
 
     @property
     def row_tasks(self) -> int:
@@ -99,7 +107,8 @@ class Decoded(Contraction):
         return panel_pieces(target, columns, int(self.anchor.info["block"]))
 
     def weights(self, row: Any, block: Any, kh: Any, kw: Any, c: Any, v: int) -> Any:
-        return self.decoder(block, kh * self.across + kw, c, const(v * self.lanes), self.lanes)
+        own = self.weights_of(row) * self.blocks + block
+        return self.decoder(own, kh * self.across + kw, c, const(v * self.lanes), self.lanes)
 
     def over_depth(self, body: Body) -> Any:
         return self._words(self.depth, body)
@@ -230,8 +239,11 @@ class DecodedConvolution(Decoded, Convolution):
 
     def __init__(self, anchor: Anchor, target: Target) -> None:
         super().__init__(anchor, target)
-        self.down, self.across = self.kernel
+        self.down, self.across, self.sets = prod(self.kernel[:-1]), self.kernel[-1], self.groups
         self.prepare(target)
+
+    def weights_of(self, row: Any) -> Any:
+        return self.group(row)
 
 
 class DecodedProduct(Decoded, Product):
@@ -270,9 +282,8 @@ class DecodedMatrices(Decoded, Product):
 
     def __init__(self, anchor: Anchor, target: Target) -> None:
         super().__init__(anchor, target)
+        self.sets = prod(self.batch)
         self.prepare(target)
-        self.together = 1 if self.single else panel_rows(self.block, self.pieces, self.rows.columns)
 
-    def weights(self, row: Any, block: Any, kh: Any, kw: Any, c: Any, v: int) -> Any:
-        number = matrix_number(self.anchor.info["matrices"], self._batch(row))
-        return super().weights(row, number * self.blocks + block, kh, kw, c, v)
+    def weights_of(self, row: Any) -> Any:
+        return matrix_number(self.anchor.info["matrices"], self._batch(row))

@@ -187,6 +187,23 @@ def depthwise(m: Model) -> None:
     m.anchor("Conv", (1, 32, 8, 30), blocked, group=32)
 
 
+def grouped(m: Model) -> None:
+    m.anchor("Conv", (1, 32, 9, 20), m.dequantized((64, 16, 3, 3), "int8", 0), 64, group=2, pads=[1, 1, 1, 1])
+    m.anchor("Conv", (2, 12, 9, 9), m.dequantized((18, 4, 3, 5), "int4", 0, zero=True), group=3, strides=[2, 2])
+    m.anchor("Conv", (1, 16, 12, 7), m.dequantized((16, 4, 1, 1), "uint4", None), 16, group=4)
+    m.anchor("Conv", (1, 40, 6, 6), m.shared((40, 20, 3, 3), 5), group=2, dilations=[2, 1])
+    m.anchor("Conv", (1, 10, 50), m.dequantized((25, 2, 7), "int2", 0, zero=True), 25, group=5, pads=[3, 3])
+    m.anchor("Conv", (1, 8, 7, 30), m.constant(RANDOM.standard_normal((8, 4, 3, 3)).astype(np.float32)), group=2)
+
+
+def three_dimensional(m: Model) -> None:
+    m.anchor("Conv", (1, 8, 5, 6, 20), m.dequantized((24, 8, 3, 3, 3), "int8", 0), 24, pads=[1] * 6)
+    m.anchor("Conv", (2, 6, 5, 6, 7), m.dequantized((17, 6, 2, 3, 1), "int4", 0, zero=True), strides=[2, 1, 2])
+    m.anchor("Conv", (1, 16, 4, 9, 9), m.shared((33, 16, 1, 1, 1), 4), 33)
+    m.anchor("Conv", (1, 12, 5, 9, 12), m.dequantized((24, 6, 3, 2, 3), "uint2", None), 24, group=2, pads=[0, 1] * 3)
+    m.anchor("Conv", (1, 3, 5, 6, 20), m.constant(RANDOM.standard_normal((8, 3, 3, 3, 3)).astype(np.float32)))
+
+
 CASES: tuple[Callable[[Model], None], ...] = (
     vector_times_integers,
     rows_times_integers,
@@ -197,6 +214,8 @@ CASES: tuple[Callable[[Model], None], ...] = (
     pruned_and_shared,
     several_matrices,
     depthwise,
+    grouped,
+    three_dimensional,
 )
 
 
