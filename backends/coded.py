@@ -94,18 +94,24 @@ def _moved(graph: Graph, node: Node) -> _Expression | None:
 
 
 def _sliced(graph: Graph, node: Node) -> _Expression | None:
-    source, given = _expression(graph, node.inputs[0]), [graph.constant(name) for name in node.inputs[1:]]
-    if source is None or any(array is None for array in given):
+    source, places = _expression(graph, node.inputs[0]), slices(graph, node)
+    return None if source is None or places is None else source.moved(lambda array: array[places])
+
+
+def slices(graph: Graph, node: Node) -> tuple[slice, ...] | None:
+    """What a Slice takes of each axis; None where that is not known, or counted from an end."""
+    given = [graph.constant(name) for name in node.inputs[1:]]
+    if any(array is None for array in given):
         return None
     starts, ends, *rest = ([int(number) for number in array.ravel()] for array in given if array is not None)
     axes = rest[0] if rest else list(range(len(starts)))
     steps = rest[1] if len(rest) > 1 else [1] * len(starts)
     if min(starts, default=0) < 0 or min(ends, default=0) < 0 or min(steps, default=1) < 1:
         return None
-    places = [slice(None)] * source.codes.ndim
+    places = [slice(None)] * len(graph.types[node.inputs[0]].dims)
     for axis, *ends_of in zip(axes, starts, ends, steps, strict=True):
         places[axis] = slice(*ends_of)
-    return source.moved(lambda array: array[tuple(places)])
+    return tuple(places)
 
 
 def _lookup(graph: Graph, node: Node) -> _Expression | None:

@@ -6,14 +6,14 @@
 The same expression defines an anchor (with one lane) and fills the vectors of its register tile.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tvm import tirx
 
 from graphc.backends.coded_layout import WORD, Layout
 from graphc.backends.lookup_x86 import gathered, looked_up
-from graphc.backends.statements import const, spread, vector
+from graphc.backends.statements import const, loop, sequence, spread, vector
 from graphc.backends.targets import Target
 
 
@@ -29,7 +29,16 @@ class Decoder:
         """Outputs in a block."""
         return int(self.operands["plane0"].shape[2])
 
-    def __call__(self, block: Any, tap: Any, channel: Any, lane: Any, lanes: int = 1) -> Any:
+    @property
+    def scaled_once(self) -> bool:
+        """Whether one scale is for all of an output's weights, so that a sum can be scaled instead."""
+        return self.layout.group == self.layout.channels * self.layout.taps
+
+    def scale(self, block: Any, lanes: int) -> Any:
+        """float32 x lanes: the one scale of each output of a block."""
+        return self._at("scale", block, const(0), const(0), lanes)
+
+    def __call__(self, block: Any, tap: Any, channel: Any, lane: Any, lanes: int = 1, scaled: bool = True) -> Any:
         """float32 x lanes: weights of outputs lane, lane + 1, ... of a block for one input channel at one tap."""
         layout = self.layout
         floats = f"float32x{lanes}" if lanes > 1 else "float32"
@@ -38,7 +47,17 @@ class Decoder:
         group = (channel * layout.taps + tap) // max(1, layout.group)
         if layout.zeros:
             value = value - tirx.Cast(floats, self._at("zero", block, group, lane, lanes))
-        return value * self._at("scale", block, group, lane, lanes) if layout.group else value
+        return value * self._at("scale", block, group, lane, lanes) if layout.group and scaled else value
+
+    def over_depth(self, channels: int, body: Callable[[Any], Any]) -> Any:
+        """body(i) for i < `channels` from the start of a word on; those of one word are written out."""
+        words, rest = divmod(channels, self.layout.run)
+
+        def written_out(first: Any, count: int) -> Any:
+            return sequence([body(first + i) for i in range(count)])
+
+        whole = [loop("word", 0, words, lambda w: written_out(w * self.layout.run, self.layout.run))] if words else []
+        return sequence([*whole, *([written_out(const(words * self.layout.run), rest)] if rest else [])])
 
     def _at(self, name: str, block: Any, row: Any, lane: Any, lanes: int) -> Any:
         return self.operands[name][block, row, vector(lane, lanes)]

@@ -15,6 +15,7 @@ from tvm import relax, topi
 
 from graphc.artifact import Decision
 from graphc.backends.choices import BY_MODEL, NO_CHOICES, Choice, Choices
+from graphc.backends.coded import slices
 from graphc.backends.program import stored_dtype
 from graphc.backends.targets import Target
 from graphc.backends.widen import NARROW
@@ -117,9 +118,12 @@ class Lowering:
         if node.op == "Cast":
             array = self.constant(node.inputs[0])
             return array if array is not None and array.dtype in NARROW else None
-        array = self.weights(node.inputs[0]) if node.op in MOVES else None
+        array = self.weights(node.inputs[0]) if node.op in {*MOVES, "Slice"} else None
         if array is None:
             return None
+        if node.op == "Slice":
+            places = slices(self.graph, node)
+            return None if places is None else array[places]
         if node.op == "Transpose":
             return array.transpose(node.get_ints("perm", tuple(reversed(range(array.ndim)))))
         return array.reshape(self.type(name).dims)

@@ -111,18 +111,7 @@ class Decoded(Contraction):
         return self.decoder(own, kh * self.across + kw, c, const(v * self.lanes), self.lanes)
 
     def over_depth(self, body: Body) -> Any:
-        return self._words(self.depth, body)
-
-    def _words(self, channels: int, body: Body) -> Any:
-        """body(i) for i < `channels` from the start of a word on; those of one word are written out."""
-        run = self.layout.run
-        words, rest = divmod(channels, run)
-
-        def written_out(first: Any, count: int) -> Any:
-            return sequence([body(first + i) for i in range(count)])
-
-        whole = [loop("word", 0, words, lambda w: written_out(w * run, run))] if words else []
-        return sequence([*whole, *([written_out(const(words * run), rest)] if rest else [])])
+        return self.decoder.over_depth(self.depth, body)
 
     def _inside(self, row: Any, kh: Any) -> Any:
         """Whether a row of the kernel lies inside the input; None where all of them do."""
@@ -205,7 +194,7 @@ class Decoded(Contraction):
             inside = self._inside(run.row + r, part.kh)
             return adding if inside is None else tirx.IfThenElse(inside, adding, None)
 
-        return sequence([self._words(part.channels, decode), loop("r", 0, self.together, tiles)])
+        return sequence([self.decoder.over_depth(part.channels, decode), loop("r", 0, self.together, tiles)])
 
     def _tiles(self, run: _Run, part: _Part, r: Any, group: Group, alike: int) -> Any:
         """sums[tile] += x times the panel, for tiles that are alike."""

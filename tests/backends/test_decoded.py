@@ -55,6 +55,15 @@ class Model:
         y = self.node("Relu", [y]) if len(self.outputs) % 2 else y
         self.outputs.append(helper.make_tensor_value_info(y, 1, None))
 
+    def recurrent(self, op: str, hidden: int, w: str, r: str, bias: int, **attributes: object) -> None:
+        """All outputs of op over 7 steps of 2 sequences of 12 inputs."""
+        x = f"x{len(self.inputs)}"
+        self.inputs.append(helper.make_tensor_value_info(x, 1, (7, 2, 12)))
+        self.feeds[x] = RANDOM.standard_normal((7, 2, 12)).astype(np.float32)
+        b = self.constant(RANDOM.standard_normal((1 if bias > 0 else 2, abs(bias))).astype(np.float32))
+        y = self.node(op, [x, w, r, b], hidden_size=hidden, **attributes)
+        self.outputs.append(helper.make_tensor_value_info(y, 1, None))
+
     def dequantized(
         self, shape: tuple[int, ...], dtype: str, axis: int | None, block: int = 0, zero: bool = False
     ) -> str:
@@ -204,6 +213,16 @@ def three_dimensional(m: Model) -> None:
     m.anchor("Conv", (1, 3, 5, 6, 20), m.constant(RANDOM.standard_normal((8, 3, 3, 3, 3)).astype(np.float32)))
 
 
+def recurrent(m: Model) -> None:
+    both = {"direction": "bidirectional"}
+    m.recurrent("LSTM", 21, m.dequantized((1, 84, 12), "int8", 1), m.dequantized((1, 84, 21), "int8", 1), 168)
+    m.recurrent("GRU", 16, m.shared((1, 48, 12), 4), m.dequantized((1, 48, 16), "int4", 2, 8, zero=True), 96)
+    r = m.dequantized((2, 30, 10), "uint8", 1, zero=True)
+    m.recurrent("GRU", 10, m.dequantized((2, 30, 12), "int4", 1), r, -60, linear_before_reset=1, **both)
+    small = m.constant((0.1 * RANDOM.standard_normal(8)).astype(np.float32))  # so that rounding does not grow
+    m.recurrent("RNN", 33, m.shared((1, 33, 12), 3), m.shared((1, 33, 33), 3, small), 66)
+
+
 CASES: tuple[Callable[[Model], None], ...] = (
     vector_times_integers,
     rows_times_integers,
@@ -216,6 +235,7 @@ CASES: tuple[Callable[[Model], None], ...] = (
     depthwise,
     grouped,
     three_dimensional,
+    recurrent,
 )
 
 
