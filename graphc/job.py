@@ -22,7 +22,7 @@ from graphc.ir.check import check_values
 from graphc.passes.protocol import check_order
 from graphc.pipeline import Data
 from graphc.spec import Spec, read
-from graphc.spec.mistakes import describe
+from graphc.spec.mistakes import describe, sentence
 from graphc.spec.model import Calibration, Cpu
 from graphc.spec.model import Target as TargetEntry
 from graphc.tune import Tuning
@@ -80,7 +80,7 @@ def read_spec(spec: SpecSource) -> Spec:
         lines = []
         for error in errors.errors(include_url=False):
             expected, got, remedy = describe(error, Spec)
-            lines.append(f"{_key(error['loc'])}: expected {expected}, got {got}. {remedy}".rstrip())
+            lines.append(f"{_key(error['loc'])}: {sentence(expected, got)} {remedy}".rstrip())
         raise InputError("spec", "\n".join(lines) if len(lines) == 1 else "\n" + "\n".join(lines)) from None
 
 

@@ -7,6 +7,7 @@ rounded weights disturb the layers' outputs least; the error is the quadratic fo
 before `quantize` with the same `weights`, `group` and `symmetric_weights`. Where factors can go: channel_scales.py.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from graphc.ir.graph import Graph
 from graphc.passes.channel_scales import Doubles, Factors, Link, Reader, links
 from graphc.passes.layers import output_error
 from graphc.passes.protocol import Context, Observation, Pass, Statistics
+from graphc.passes.quantize import Quantize
 from graphc.passes.quantize_schemes import FORMATS, Scheme, dequantize, quantize, weight_parameters
 from graphc.passes.smooth_quant import smoothable, wishes
 
@@ -34,6 +36,16 @@ class Awq(Pass):
     ]
     group: Annotated[int | None, Field(ge=2, description="as in quantize")] = None
     symmetric_weights: Annotated[bool, Field(description="as in quantize")] = True
+
+    def misfits(self, later: Sequence[Pass]) -> Sequence[str]:
+        """Factors that suit one grid do not suit another."""
+        found: list[str] = []
+        for step in (step for step in later if isinstance(step, Quantize)):
+            for option in ("weights", "group", "symmetric_weights"):
+                own, named = getattr(self, option), step.named(option)
+                if own not in named:
+                    found.append(f"has {option} {own}, and quantize {' or '.join(map(str, dict.fromkeys(named)))}")
+        return found
 
     def observes(self, graph: Graph) -> tuple[Observation, ...]:
         """Magnitudes of channels, and second moments of what layers read."""

@@ -333,6 +333,10 @@ class Pass(BaseModel):
             if key in self.overridable or (key != "where" and fields[key].is_required())
         }
 
+    def _laid_over(self, own: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of a node: those of the rules over the pass's own, as far as these still have a meaning."""
+        return {**own, **overrides}
+
     def _rule_errors(self, index: int, rule: Rule, own: Mapping[str, Any]) -> list[InitErrorDetails]:
         unknown = [key for key in rule.overrides if key not in self.overridable]
         allowed = {"allowed": ", ".join(sorted(self.overridable)) or "nothing"}
@@ -346,10 +350,10 @@ class Pass(BaseModel):
         ]
         known = {key: value for key, value in rule.overrides.items() if key not in unknown}
         try:
-            type(self).model_validate({**own, **known})
+            type(self).model_validate(self._laid_over(own, known))
         except ValidationError as error:
             for detail in error.errors():
-                problem = PydanticCustomError("rule_value", "{problem}", {"problem": detail["msg"]})
+                problem = PydanticCustomError(detail["type"], detail["msg"], detail.get("ctx"))
                 at = ("where", index, *detail["loc"])
                 errors.append(InitErrorDetails(type=problem, loc=at, input=detail["input"]))
         return errors
@@ -373,6 +377,11 @@ class Pass(BaseModel):
         """Where this pass may stand among the others."""
         return Order(self.requires, self.after, self.before)
 
+    def misfits(self, later: Sequence["Pass"]) -> Sequence[str]:
+        """Why the passes that come later make this one senseless as its options are; nothing where they do not."""
+        del later
+        return ()
+
     def options(self, graph: Graph) -> dict[Node, Self]:
         """Node -> this pass with the node's own options, for every node of `graph` (not of its subgraphs).
 
@@ -392,7 +401,7 @@ class Pass(BaseModel):
             used.update(matching)
             if matching not in made:
                 overrides = {key: value for i in matching for key, value in rules[i].overrides.items()}
-                made[matching] = type(self).model_validate({**own, **overrides})
+                made[matching] = type(self).model_validate(self._laid_over(own, overrides))
             options[node] = made[matching]
         for i, rule in enumerate(rules):
             if i not in used:
@@ -448,8 +457,11 @@ def _known(graph: Graph) -> str:
 
 
 def check_order(passes: Sequence[Pass]) -> None:
-    """Refuse a list of passes that breaks the order rules they state, naming every breach (InputError)."""
+    """Refuse a list of passes that breaks the order rules they state, or whose options do not go together, naming every
+    breach (InputError).
+    """
     breaches: list[str] = []
+    misfits: list[str] = []
     for index, step in enumerate(passes):
         earlier = {other.kind for other in passes[:index]}
         later = {other.kind for other in passes[index + 1 :]}
@@ -458,5 +470,8 @@ def check_order(passes: Sequence[Pass]) -> None:
         breaches += [f"{at} needs {kind} before it" for kind in sorted(rules.requires - earlier)]
         breaches += [f"{at} must come after {kind}" for kind in sorted(rules.after & later)]
         breaches += [f"{at} must come before {kind}" for kind in sorted(rules.before & earlier)]
+        misfits += [f"{at} {misfit}" for misfit in step.misfits(passes[index + 1 :])]
     if breaches:
         raise InputError("passes", f"are in an order that cannot work: {'; '.join(breaches)}.", "Reorder the list.")
+    if misfits:
+        raise InputError("passes", f"do not go together: {'; '.join(misfits)}.", "Change one of them, or leave it out.")

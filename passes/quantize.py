@@ -28,7 +28,7 @@ quantize_operators.py; what becomes a unit: quantize_plan.py.
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
@@ -135,11 +135,12 @@ class Quantize(Pass):
         if self.calibrate == DYNAMIC and (self.activations not in ("uint8", "none") or self.io != "float"):
             context = {"expected": "uint8 activations and float io (ranges are found at run time)"}
             errors.append(InitErrorDetails(type="literal_error", loc=("calibrate",), input=self.calibrate, ctx=context))
-        if self.group is not None and (
-            not self.per_channel or FORMATS.keys().isdisjoint((self.weights, self.embeddings))
-        ):
+        if self.group is not None and not (self.per_channel and self._has_integer_weights):
             context = {"expected": "nothing (groups need integer weights and per_channel)"}
             errors.append(InitErrorDetails(type="literal_error", loc=("group",), input=self.group, ctx=context))
+        for key in (key for key, given in self._rounded_with().items() if given and not self._has_integer_weights):
+            context = {"expected": "nothing (no weights are integers)"}
+            errors.append(InitErrorDetails(type="literal_error", loc=(key,), input=getattr(self, key), ctx=context))
         for index, rule in enumerate(self.where):
             for key in (key for key in ("calibrate", "rounding") if rule.overrides.get(key) == BEST):
                 context = {"expected": "a method other than best: it is for all nodes"}
@@ -148,6 +149,38 @@ class Quantize(Pass):
         if errors:
             raise ValidationError.from_exception_data("Quantize", errors)
         return self
+
+    def _rounded_with(self) -> dict[str, bool]:
+        """The options about how weights become integers -> whether they ask for more than the nearest."""
+        return {
+            "weight_range": self.weight_range != "minmax",
+            "rounding": self.rounding != "nearest",
+            "bias_correction": self.bias_correction,
+        }
+
+    @property
+    def _has_integer_weights(self) -> bool:
+        """Whether some node's weights may be integers."""
+        named = (*self.named("weights"), *self.named("embeddings"))
+        return any(isinstance(form, str) and form in FORMATS for form in named)
+
+    def named(self, option: str) -> tuple[Any, ...]:
+        """All that the pass and its rules say for an option."""
+        return (getattr(self, option), *(rule.overrides[option] for rule in self.where if option in rule.overrides))
+
+    def _laid_over(self, own: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Without the pass's percentile where a rule finds ranges otherwise, and without its groups and rounding where
+        a rule leaves no integer weights to them.
+        """
+        options = super()._laid_over(own, overrides)
+        moot: set[str] = set()
+        if options.get("calibrate") != "percentile":
+            moot.add("percentile")
+        if not any(form in FORMATS for form in map(str, (options["weights"], options.get("embeddings", "none")))):
+            moot.update(("group", *self._rounded_with()))
+        elif not options.get("per_channel", True):
+            moot.add("group")
+        return {key: value for key, value in options.items() if key in overrides or key not in moot}
 
     @property
     def scheme(self) -> Scheme:

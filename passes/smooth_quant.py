@@ -6,6 +6,7 @@ G. Xiao et al., "SmoothQuant" (2023), eq. 4: s_j = max|Y_j|^a / max|W_j|^(1 - a)
 `strength`. The factors go into what computes y (a normalization, a Mul by constants, a layer): see channel_scales.py.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from pydantic import Field
 from graphc.ir.graph import Graph
 from graphc.passes.channel_scales import Doubles, Factors, Link, links
 from graphc.passes.protocol import Context, Observation, Pass
+from graphc.passes.quantize import Quantize
 
 
 class SmoothQuant(Pass):
@@ -24,6 +26,11 @@ class SmoothQuant(Pass):
 
     kind: Literal["smooth_quant"] = "smooth_quant"
     strength: Annotated[float, Field(ge=0, le=1, description="0: weights get alike; 1: activations do")] = 0.5
+
+    def misfits(self, later: Sequence[Pass]) -> Sequence[str]:
+        """Weights alone get harder to round, and nothing is gained."""
+        alone = any(isinstance(step, Quantize) and set(step.named("activations")) == {"none"} for step in later)
+        return ("moves outliers into weights, and quantize leaves activations in floating point",) if alone else ()
 
     def observes(self, graph: Graph) -> tuple[Observation, ...]:
         """The limits of every channel that a layer reads."""

@@ -69,7 +69,7 @@ class Mistake:
 
     @property
     def problem(self) -> str:
-        return f"expected {self.expected}, got {self.got}." if self.expected else f"{self.got.rstrip('.')}."
+        return sentence(self.expected, self.got)
 
     def __str__(self) -> str:
         return " ".join(part for part in (f"{self.subject}:", self.problem, self.remedy) if part)
@@ -85,6 +85,11 @@ class SpecError(InputError):
 
     def __str__(self) -> str:
         return "\n".join(str(mistake) for mistake in self.mistakes)
+
+
+def sentence(expected: str, got: str) -> str:
+    """A mistake as a sentence; where nothing is `expected`, `got` tells it all."""
+    return f"expected {expected}, got {got}." if expected else f"{got.rstrip('.')}."
 
 
 def shown(value: object) -> str:

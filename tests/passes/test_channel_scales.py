@@ -8,12 +8,14 @@ import numpy.typing as npt
 import pytest
 
 from graphc.calibrate import calibrate
+from graphc.errors import InputError
 from graphc.execute import run
 from graphc.ir.check import check
 from graphc.ir.graph import Graph
 from graphc.passes.awq import Awq
 from graphc.passes.channel_scales import Link, links
 from graphc.passes.equalize import Equalize
+from graphc.passes.fold import Fold
 from graphc.passes.protocol import Context, Pass, check_order
 from graphc.passes.quantize import Quantize
 from graphc.passes.smooth_quant import SmoothQuant, smoothing
@@ -175,3 +177,26 @@ def test_they_come_before_quantize(kind: str) -> None:
     step = Quantize(weights="int8", activations="none")
     with pytest.raises(Exception, match=f"{kind} .* must come before quantize"):
         check_order([PASSES["equalize"].model_validate({"kind": "equalize"}), step, PASSES[kind]])
+
+
+@pytest.mark.parametrize(
+    ("step", "quantize", "misfit"),
+    [
+        (SmoothQuant(), {"activations": "none"}, "smooth_quant .* leaves activations in floating point"),
+        (Awq(weights="int4", group=4), {"group": 4}, "awq .* has weights int4, and quantize int8"),
+        (Awq(weights="int8"), {"group": 4}, "awq .* has group None, and quantize 4"),
+        (Awq(weights="int8", symmetric_weights=False), {}, "awq .* has symmetric_weights False, and quantize True"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(step: Pass, quantize: dict[str, Any], misfit: str) -> None:
+    with pytest.raises(InputError, match=f"do not go together: {misfit}"):
+        check_order([Fold(), step, Quantize.model_validate({"weights": "int8", "activations": "none", **quantize})])
+
+
+def test_rules_may_make_them_go_together() -> None:
+    rules = [
+        {"operator": "MatMul", "weights": "int4", "group": 4},
+        {"name": "a", "activations": "int8", "calibrate": "minmax"},
+    ]
+    step = Quantize.model_validate({"weights": "int8", "activations": "none", "where": rules})
+    check_order([Fold(), SmoothQuant(), Awq(weights="int4", group=4), step])

@@ -46,6 +46,8 @@ from tests.passes.quantized import (
         ({**STATIC, "where": [{"name": "a", "io": "int8"}]}, ("where", 0, "io")),
         ({**STATIC, "where": [{"name": "a", "calibrate": "percentile"}]}, ("where", 0, "percentile")),
         ({**STATIC, "weights": "int3"}, ("weights",)),
+        ({**STATIC, "where": [{"name": "a", "weights": ["int4"]}]}, ("where", 0, "weights")),
+        ({**STATIC, "where": [{"name": "a", "group": 1}]}, ("where", 0, "group")),
     ],
 )
 def test_options_that_change_numbers_must_be_stated(options: dict[str, Any], location: tuple[object, ...]) -> None:
@@ -133,6 +135,33 @@ def test_nodes_may_have_formats_of_their_own() -> None:
     assert after.constants["w2_quantized"].dtype == np.uint8
     assert after.constants["y_zero_point"] == 0
     assert_all_integer(after)
+
+
+@pytest.mark.parametrize(
+    ("base", "rule"),
+    [
+        ({"weights": "int4", "group": 4, "rounding": "gptq"}, {"weights": "fp16"}),
+        ({"weights": "int4", "group": 4, "bias_correction": True}, {"weights": "none"}),
+        ({"weights": "int4", "group": 4}, {"per_channel": False}),
+        ({**STATIC, "calibrate": "percentile", "percentile": 99.0}, {"calibrate": "minmax"}),
+        ({**STATIC, "calibrate": "percentile", "percentile": 99.0}, {"activations": "none"}),
+    ],
+)
+def test_a_rule_leaves_out_what_loses_its_meaning(base: dict[str, Any], rule: dict[str, Any]) -> None:
+    step = Quantize.model_validate({"activations": "none", **base, "where": [{"position": "first", **rule}]})
+    options = step.options(conv_relu())
+    first = next(own for node, own in options.items() if node.op == "Conv")
+    assert all(getattr(first, key) == value for key, value in rule.items())
+    assert first.group is None and (first.percentile is None or first.calibrate == "percentile")
+
+
+@pytest.mark.parametrize("asked", [{"rounding": "gptq"}, {"weight_range": "mse"}, {"bias_correction": True}])
+def test_rounding_needs_integers(asked: dict[str, Any]) -> None:
+    options = {"weights": "fp16", "activations": "none", **asked}
+    with pytest.raises(ValidationError, match=r"nothing \(no weights are integers\)") as caught:
+        Quantize.model_validate(options)
+    assert [error["loc"] for error in caught.value.errors()] == [tuple(asked)]
+    Quantize.model_validate({**options, "where": [{"operator": "MatMul", "weights": "int4"}]})
 
 
 def test_float_nodes_and_integer_outputs_go_together() -> None:
