@@ -64,11 +64,20 @@ def _centered_weights(state: Lowering, node: Node, position: int, channel_axis: 
     if len(node.inputs) > position and node.inputs[position]:
         offsets = state.constant(node.inputs[position])
         assert offsets is not None
-        shape = [1] * weights.ndim
-        shape[channel_axis] = -1
-        wide = wide - (offsets.reshape(shape) if offsets.size > 1 else offsets.reshape(())).astype(np.int32)
+        wide = wide - _by_weight(offsets, weights.shape, channel_axis).astype(np.int32)
     fits = int(wide.min(initial=0)) >= -128 and int(wide.max(initial=0)) <= 127
     return wide.astype(np.int8 if fits else np.int16)
+
+
+def _by_weight(offsets: Array, shape: Sequence[int], channel_axis: int) -> Array:
+    """Numbers per output channel, or one for all, to broadcast over weights [..., channels, ...].
+
+    Of more channels than the axis has, weights are (C, O / groups, *K), and the numbers those of group after group.
+    """
+    if offsets.size in (1, shape[channel_axis]):
+        return offsets.reshape([-1 if i == channel_axis else 1 for i in range(len(shape))])
+    by_group = offsets.reshape(-1, shape[1])
+    return by_group.repeat(shape[0] // len(by_group), axis=0).reshape(*shape[:2], *(1,) * (len(shape) - 2))
 
 
 def _bias(state: Lowering, node: Node, channels: int) -> Array:
@@ -147,12 +156,6 @@ def conv_transpose(state: Lowering, node: Node) -> Sequence[Any]:
     """As Conv, with the transposed window; weights are (C, O / groups, *K)."""
     shape = compute_conv.transposed_convolution(state, node)
     output = state.type(node.outputs[0]).dims
-    if len(node.inputs) > 4 and node.inputs[4] and state.type(node.inputs[4]).size > 1 and shape.outer != output[-1]:
-        raise UnsupportedError(
-            node.label,
-            "grouped transposed convolution with one weight zero point per channel.",
-            "Use symmetric weights.",
-        )
     weights = _centered_weights(state, node, 4, 1)
     operands = [
         state.parameter(shape.pack(weights), node.inputs[1]),

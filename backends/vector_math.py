@@ -4,6 +4,8 @@
     log(x)      n ln 2 + f - f^2 / 2 + f^3 p(f) with x = 2^n (1 + f), sqrt(1/2) <= 1 + f < sqrt(2)
     tanh, erf   x p(x^2) / q(x^2) up to where they round to 1
     log1p(u)    u p(u) / q(u), 0 <= u <= 1
+    pow(x, y)   2^(y log2 |x|) in float64, log2 m = 2 / ln 2 (s + s^3 / 3 + ...) with s = (m - 1) / (m + 1)
+    sinh, cosh  (e^x -+ e^-x) / 2; sinh's series up to 1
 
 The reductions are those of Cody and Waite, "Software Manual for the Elementary Functions" (1980): ln 2 in two parts,
 the first of 9 bits, so that n times it is exact. The coefficients are fits of least relative error of these very forms,
@@ -26,13 +28,15 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
-FLOAT, INT = "float32", "int32"
+FLOAT, DOUBLE, INT, LONG = "float32", "float64", "int32", "int64"
 MAGIC = 12582912.0
 """1.5 * 2^23: a sum with it has no bits left below 1, so adding and subtracting it rounds to a whole number."""
 MAGIC_BITS = 0x4B400000
+WIDE_MAGIC = 1.5 * 2.0**52
+"""The same for float64."""
 PURE = 1
 """TVM's CallEffectKind of functions whose result depends on their arguments alone."""
-INTRINSICS = frozenset(f"tirx.{name}" for name in ("exp", "log", "tanh", "erf", "sigmoid"))
+INTRINSICS = frozenset(f"tirx.{name}" for name in ("exp", "log", "tanh", "erf", "sigmoid", "pow", "sinh", "cosh"))
 """Of TVM's own; on their way to LLVM they would become calls of the C library, element by element."""
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
 SQRT_HALF_BITS = 0x3F3504F3
@@ -52,6 +56,9 @@ _TANH_P = (1.0, 0.133797184, 0.00349403429, 2.05834785e-05, 1.33190703e-08)
 _TANH_Q = (1.0, 0.467130333, 0.025871072, 0.000328309252, 7.7620183e-07)
 _ERF_P = (1.12837911, 0.190783858, 0.0527902916, 0.00377961108, 0.000284808717, 2.04197158e-06)
 _ERF_Q = (1.0, 0.502410531, 0.114257537, 0.0149974413, 0.0011652133, 3.80040874e-05)
+_ATANH = tuple(2 / math.log(2) / (2 * k + 1) for k in range(8))
+_EXP2 = tuple(math.log(2) ** k / math.factorial(k) for k in range(9))
+_SINH = tuple(1 / math.factorial(2 * k + 1) for k in range(5))
 _LOG1P_P = (1.0, 1.06621861, 0.238157615, 0.00341728469)
 _LOG1P_Q = (1.0, 1.5662185, 0.687936425, 0.0752873197)
 
@@ -152,16 +159,38 @@ def gelu_tanh(x: Any) -> Any:
     return _let(x, lambda x: x / (1.0 + exp_flushed(x * (x * x * (slope * 0.044715) + slope))))
 
 
+def pow(x: Any, y: Any) -> Any:  # noqa: A001
+    """x^y to 0.51 ulp, with the special cases of C99 (annex F.9.4.4)."""
+    return _let(x, lambda x: _let(y, lambda y: _power(x, y)))
+
+
+def sinh(x: Any) -> Any:
+    """The hyperbolic sine to 2.5 ulp."""
+
+    def whole(x: Any) -> Any:
+        beyond = _let(_half_exp(_magnitude(x)), lambda half: half - 0.25 / half)
+        series = _let(x * x, lambda t: x * _polynomial(t, _SINH))
+        return _choose(_magnitude(x) < 1.0, series, _choose(x < 0.0, -beyond, beyond))
+
+    return _let(x, whole)
+
+
+def cosh(x: Any) -> Any:
+    """The hyperbolic cosine to 2.5 ulp."""
+    return _let(_half_exp(_magnitude(x)), lambda half: half + 0.25 / half)
+
+
 def unit_clamp(x: Any) -> Any:
     """x between 0 and 1; NaN stays NaN."""
     return _clamp(x, 0.0, 1.0)
 
 
-DEFINITIONS: Mapping[str, Callable[[Any], Any]] = {
+DEFINITIONS: Mapping[str, Callable[..., Any]] = {
     f"graphc.{function.__name__}": function
     for function in (
         *(exp, exp_flushed, expm1_negative, log, tanh, erf),
         *(sigmoid, softplus, mish, gelu, gelu_tanh, unit_clamp),
+        *(pow, sinh, cosh),
     )
 }
 """What stands for each function in TVM's passes -> its definition."""
@@ -193,7 +222,7 @@ def expanded(function: Any) -> Any:
 
     def definition(call: Any) -> Any:
         found = DEFINITIONS.get(_name_of(call))
-        return found(call.args[0]) if found else call
+        return found(*call.args) if found else call
 
     body = tvm_ffi.structural_map(function.body, (tirx.BufferStore, _one_at_a_time))
     return function.with_body(tvm_ffi.structural_map(body, (tvm.ir.Call, definition)))
@@ -208,14 +237,19 @@ def _one_at_a_time(store: Any) -> Any:
     """
     before: list[Any] = []
 
-    def apart(call: Any) -> Any:
-        if _name_of(call) not in DEFINITIONS or not _calls(call.args[0], DEFINITIONS):
-            return call
-        lanes = _lanes(call)
+    def in_memory(value: Any) -> Any:
+        if not _calls(value, DEFINITIONS):
+            return value
+        lanes = _lanes(value)
         place = tirx.Ramp(tirx.const(0, INT), tirx.const(1, INT), lanes) if lanes > 1 else tirx.const(0, INT)
         held = tirx.decl_buffer((lanes,), FLOAT, "held", scope="local")
-        before.extend([tirx.AllocBuffer(held), tirx.BufferStore(held, call.args[0], [place])])
-        return tirx.call_intrin(str(call.ty.dtype), _name_of(call), held[place])
+        before.extend([tirx.AllocBuffer(held), tirx.BufferStore(held, value, [place])])
+        return held[place]
+
+    def apart(call: Any) -> Any:
+        if _name_of(call) not in DEFINITIONS:
+            return call
+        return tirx.call_intrin(str(call.ty.dtype), _name_of(call), *map(in_memory, call.args))
 
     if _calls(store.value, ("tirx.if_then_else",)):
         return store
@@ -246,6 +280,77 @@ def _reduced(x: Any, function: Callable[[Any, Any], Any]) -> Any:
         return _let(x * (1 / math.log(2)) + MAGIC, rest)
 
     return _let(x, parts)
+
+
+def _half_exp(x: Any) -> Any:
+    """e^x / 2 for x >= 0, infinity from where that is."""
+
+    def scaled(n: Any, r: Any) -> Any:
+        half = n >> 1
+        return _exp_reduced(r) * _power_of_two(half) * _power_of_two(n - half - 1)
+
+    return _reduced(_clamp(x, 0.0, EXP_TOP + 1), scaled)
+
+
+def _power(x: Any, y: Any) -> Any:
+    """|x|^y, with a sign where x is negative and y odd; NaN where x is negative and y no whole number."""
+    infinity = _special(math.inf, x)
+    whole = _let(_nearest(_wide(y)), lambda n: _parity(y, n))
+
+    def signed(size: Any) -> Any:
+        def by_parity(parity: Any) -> Any:
+            odd = _choose(parity > 0.0, -size, size)
+            negative = _choose(tirx.all(parity < 0.0, x < 0.0, x > -infinity), _special(math.nan, x), odd)
+            return _choose(_bits(x) < 0, negative, size)
+
+        return _let(whole, by_parity)
+
+    one = tirx.any((_bits(_magnitude(x)) ^ ONE_EXPONENT << 23) < 1, _bits(_magnitude(y)) < 1)  # |x| is 1, or y is 0
+    size = _let(_wide(y) * _log2(_magnitude(x)), _exp2)
+    return _let(_choose(one, 1.0, size), signed)
+
+
+def _parity(y: Any, n: Any) -> Any:
+    """1 where y is odd, 0 where it is even, -1 where it is no whole number; n is the whole number next to it."""
+    odd = tirx.Cast(_typed(FLOAT, y), n & 1)
+    return _choose(_magnitude(y) >= 2.0**24, 0.0, _choose(tirx.EQ(_whole(n), y), odd, -1.0))
+
+
+def _log2(x: Any) -> Any:
+    """The logarithm to base 2 of x >= 0 in float64, to 2^-40; -infinity of 0."""
+
+    def finite(x: Any) -> Any:
+        tiny = x < SMALLEST_NORMAL
+        return _let(_bits(_choose(tiny, x * 2.0**23, x)) - SQRT_HALF_BITS, lambda bits: parts(tiny, bits))
+
+    def parts(tiny: Any, bits: Any) -> Any:
+        exponent = _wide(_whole(bits >> 23) - _choose(tiny, _spread(23.0, bits), 0.0))
+        fraction = _wide(_number((bits & 0x7FFFFF) + SQRT_HALF_BITS))
+        s = _let(fraction, lambda m: (m - 1.0) / (m + 1.0))
+        return _let(exponent, lambda e: _let(s, lambda s: e + s * _let(s * s, lambda t: _polynomial(t, _ATANH))))
+
+    infinity = _special(math.inf, x)
+    ends = _choose(tirx.EQ(x, _spread(0.0, x)), -infinity, x)  # infinity and NaN are their own
+    return tirx.Select(tirx.all(x > 0.0, x < infinity), finite(x), _wide(ends))
+
+
+def _exp2(z: Any) -> Any:
+    """2^z of float64 as float32."""
+
+    def scaled(n: Any, z: Any) -> Any:
+        power = (tirx.Cast(_typed(LONG, n), n) + 1023) << 52
+        fraction = _let(z - _wide(n), lambda r: _polynomial(r, _EXP2))
+        return tirx.Cast(_typed(FLOAT, n), fraction * tirx.reinterpret(_typed(DOUBLE, n), power))
+
+    return _let(_clamp(z, -160.0, 130.0), lambda z: _let(_nearest(z), lambda n: scaled(n, z)))
+
+
+def _nearest(z: Any) -> Any:
+    """The whole number next to z of float64, where int32 has it: the lowest bits of a sum that has none below 1.
+
+    Not as that sum less `WIDE_MAGIC`: TVM's simplifier takes the difference for z.
+    """
+    return tirx.Cast(_typed(INT, z), tirx.reinterpret(_typed(LONG, z), z + WIDE_MAGIC))
 
 
 def _exp_reduced(r: Any) -> Any:
@@ -308,11 +413,11 @@ def _choose(condition: Any, yes: Any, no: Any) -> Any:
 
 
 def _spread(value: Any, like: Any) -> Any:
-    """A number as float32 in as many lanes as `like` has."""
+    """A number in as many lanes as `like` has, in float32 unless that is float64."""
     if not isinstance(value, float):
         return value
     lanes = _lanes(like)
-    scalar = tirx.const(value, FLOAT)
+    scalar = tirx.const(value, DOUBLE if str(like.ty.dtype).startswith(DOUBLE) else FLOAT)
     return tirx.Broadcast(scalar, lanes) if lanes > 1 else scalar
 
 
@@ -339,6 +444,15 @@ def _bits(x: Any) -> Any:
 
 def _number(bits: Any) -> Any:
     return tirx.reinterpret(_typed(FLOAT, bits), bits)
+
+
+def _magnitude(x: Any) -> Any:
+    return _number(_bits(x) & 0x7FFFFFFF)
+
+
+def _wide(x: Any) -> Any:
+    """As float64."""
+    return tirx.Cast(_typed(DOUBLE, x), x)
 
 
 def _whole(n: Any) -> Any:

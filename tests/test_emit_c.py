@@ -39,7 +39,10 @@ float[4, 3, 8, 8] picked, float[2, 3, 8, 8] curve, bool[2, 3, 8, 8] large, int32
     f = Floor(x)
     s = Sqrt(e)
     r = Round(tripled)
-    curve = Sum(t, f, s, r)
+    p = Pow(e, t)
+    h = Sinh(x)
+    c = Cosh(x)
+    curve = Sum(t, f, s, r, p, h, c)
     large = Greater(x, half)
     whole = Cast <to = 6> (tripled)
 }

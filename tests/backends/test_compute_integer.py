@@ -50,6 +50,14 @@ def float_results(m: Qdq) -> None:
     m.output(m.node("ConvTranspose", [x, m.weights((6, 4, 3, 3), 1), m.floats((4,))], strides=[2, 2]))
 
 
+def zero_points_of_groups(m: Qdq) -> None:
+    """Weights of a transposed convolution in groups: a zero point for all, one per channel of a group."""
+    x = m.input((1, 6, 5, 4), "uint8", 0.02, 7)
+    for axis in (None, 1):
+        w = m.weights((6, 4, 3, 2), axis, "uint8", (100, 150))
+        m.result(m.node("ConvTranspose", [x, w, m.floats((12,))], group=3, strides=[2, 1]))
+
+
 def products_of_activations(m: Qdq) -> None:
     """Zero points on either side, batches that broadcast, and a batch of constant matrices."""
     m.result(m.node("MatMul", [m.input((2, 3, 7, 8)), m.input((3, 8, 19), "uint8", 0.02, 100)]))
@@ -85,6 +93,7 @@ def sixteen_bits(m: Qdq) -> None:
 
 MODELS: dict[str, Callable[[Qdq], None]] = {
     "float_results": float_results,
+    "zero_points_of_groups": zero_points_of_groups,
     "products_of_activations": products_of_activations,
     "sums": sums,
     "sixteen_bits": sixteen_bits,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tvm import te
+from tvm import te, tirx
 
 from graphc.backends import objects, vector_math
 from graphc.backends.compute_elementwise import FUNCTIONS
@@ -62,6 +62,8 @@ RELATIVE: tuple[tuple[Callable[[Any], Any], Callable[[Doubles], Doubles], float,
     (vector_math.sigmoid, _sigmoid, 2.5, FLUSHED, 1.2e-38),
     (vector_math.softplus, _softplus, 4.5, FLUSHED, 1.2e-38),
     (vector_math.mish, lambda x: x * np.tanh(_softplus(x)), 4.5, FLUSHED, 1.1e-36),
+    (vector_math.sinh, np.sinh, 2.5, -math.inf, 0),
+    (vector_math.cosh, np.cosh, 2.5, -math.inf, 0),
     (vector_math.unit_clamp, lambda x: np.clip(x, 0, 1), 0, -math.inf, 0),
 )
 ABSOLUTE = ((vector_math.gelu, _gelu, 3e-7), (vector_math.gelu_tanh, _gelu_tanh, 2e-7))
@@ -174,3 +176,36 @@ def test_functions_of_functions_compile_in_no_time(cells: int, tmp_path: Path) -
     wide = x.astype(np.float64)
     new = _sigmoid(wide[2]) * c + _sigmoid(wide[0]) * np.tanh(wide[3])
     np.testing.assert_allclose(y, _sigmoid(wide[1] + new) * np.tanh(new), rtol=2e-6, atol=0)
+
+
+def _pairs() -> tuple[Floats, Floats]:
+    """Bases and exponents of all magnitudes, near 1 and whole, every pair of special ones, in whole vectors."""
+    rng = np.random.default_rng(2)
+    wild = rng.integers(0, 1 << 32, (2, 40_000), dtype=np.uint64).astype(np.uint32).view(np.float32)
+    near = (1 + rng.standard_normal(40_000) / 50, rng.standard_normal(40_000) * 500)
+    usual = (rng.lognormal(0, 3, 40_000), rng.uniform(-9, 9, 40_000))
+    whole = (rng.standard_normal(40_000) * 9, rng.integers(-30, 30, 40_000))
+    special = (*SPECIAL, 1.0, -1.0, 0.5, -0.75, 3.0, -3.0, 2.0, -2.0, 16777215.0, 16777217.0)
+    every = np.meshgrid(special, special)
+    x, y = (np.concatenate([p.ravel() for p in place]) for place in zip(wild, near, usual, whole, every, strict=True))
+    pad = -x.size % 16 + 16 * (x.size % 2)
+    return (np.pad(each, (0, pad), constant_values=1).astype(np.float32) for each in (x, y))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("cpu", LEVELS)
+def test_powers(cpu: str, tmp_path: Path) -> None:
+    """Numpy's float64 has the special cases of C99; TVM's intrinsic takes the road of every expression."""
+    x, y = _pairs()
+    places = [te.placeholder(x.shape, "float32", name=name) for name in ("x", "y")]
+    result = te.compute(x.shape, lambda i: tirx.pow(places[0][i], places[1][i]), name="z")
+    (stage,) = stages(schedule(te.create_prim_func([*places, result]), runnable(cpu)))
+    found = np.empty_like(x)
+    Compiled(stage.function, runnable(cpu), tmp_path)(x, y, found)
+    with np.errstate(all="ignore"):
+        wanted = np.power(x.astype(np.float64), y.astype(np.float64))
+        rounded = wanted.astype(np.float32)
+    finite = np.isfinite(rounded)
+    np.testing.assert_array_equal(found[~finite], rounded[~finite])
+    np.testing.assert_array_equal(np.signbit(found[finite]), np.signbit(rounded[finite]))
+    ulp = np.spacing(np.maximum(np.abs(rounded[finite]), np.float32(2.0**-126))).astype(np.float64)
+    assert (np.abs(found[finite].astype(np.float64) - wanted[finite]) / ulp).max() <= 0.51
