@@ -41,18 +41,21 @@ def _plus(sums: Any, bias: Any) -> Any:
     return sums.astype(bias.dtype) + bias
 
 
-def centered(x: Any, zero_point: int) -> Any:
-    """int32(x) - zero_point."""
-    wide = x.astype("int32")
-    return wide - tirx.const(zero_point, "int32") if zero_point else wide
+def centered(x: Any, zero_point: int, dtype: str = "int32") -> Any:
+    """x - zero_point in `dtype`."""
+    wide = x.astype(dtype)
+    return wide - tirx.const(zero_point, dtype) if zero_point else wide
 
 
 def difference(x: Any, zero_point: int) -> Any:
     """int32(x) - zero_point, where TVM must not multiply the two out: x times a multiplier alone may overflow."""
-    if not zero_point:
-        return x.astype("int32")
-    wide = {"int8": "int16", "uint8": "int16"}.get(str(x.dtype), "int64")
-    return (x.astype(wide) - tirx.const(zero_point, wide)).astype("int32")
+    apart = {"int8": "int16", "uint8": "int16"}.get(str(x.dtype), "int64")
+    return centered(x, zero_point, apart if zero_point else "int32").astype("int32")
+
+
+def _less(bias: Array, weights: Array, each: int, axes: int | tuple[int, ...]) -> Array:
+    """The bias where all inputs are `each` too large: less `each` times the weights that are summed over `axes`."""
+    return np.asarray((bias - each * weights.astype(np.int64).sum(axis=axes)).astype(bias.dtype))
 
 
 def _centered_weights(state: Lowering, node: Node, position: int, channel_axis: int) -> Array:
@@ -127,11 +130,11 @@ def conv(state: Lowering, node: Node) -> Sequence[Any]:
     zero_point = node.get_int("x_zero_point", 0)
     # Dense kernels add plain products and pad with the zero point; the others skip padding, so they must subtract it.
     shift = dot.shift(kind.dtype, zero_point) if shape.kind == "dense" else -zero_point
-    taken = (zero_point + shift) * weights.reshape(shape.filters, -1).astype(np.int64).sum(axis=1)
     bias, scales = _bias(state, node, shape.filters), _scale(state, node, shape.filters)
+    bias = _less(bias, weights, zero_point + shift, tuple(range(1, weights.ndim)))
     operands = [
         *(sparse.operands if sparse else [state.parameter(compute_conv.pack(shape, weights), node.inputs[1])]),
-        state.parameter((bias - taken).astype(bias.dtype), node.inputs[2] or "bias"),
+        state.parameter(bias, node.inputs[2] or "bias"),
         state.parameter(scales, node.inputs[3] or "scale"),
     ]
     small = rounding.bounded(scales)
@@ -245,9 +248,7 @@ def _constant_right(
                 dot = DOTS[VECTORS[dot.kind]]
                 product = dataclasses.replace(product, dot=dot.kind, block=state.target.lanes(32))
             shift = dot.shift(state.type(node.inputs[0]).dtype, node.get_int("a_zero_point", 0))
-    taken = (node.get_int("a_zero_point", 0) + shift) * weights.astype(np.int64).sum(axis=-2)
-    bias = _bias(state, node, product.columns)
-    offsets = (bias - taken).astype(bias.dtype)
+    offsets = _less(_bias(state, node, product.columns), weights, node.get_int("a_zero_point", 0) + shift, -2)
     added = [state.parameter(offsets, node.inputs[2] or "offsets")] if offsets.any() else []
     if sparse is not None:
         return product, list(sparse.operands), sparse.skipping, added, shift
