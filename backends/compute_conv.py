@@ -7,6 +7,10 @@ Weights are packed at compile time so that the innermost axis is a run of output
                of floats in groups: the blocks of one group after those of the one before, w[.., I / groups, block]
     depthwise  w[*K, O]                      (groups = I; each output reads one input channel)
     grouped    w[*K, I / groups, O]          (integers)
+
+Coded weights stay codes in memory: dense kernels decode them in registers, depthwise ones on the stack, once a row.
+Those of transposed convolutions, and of depthwise ones with several outputs for an input, are decoded once, by init
+(prepared.py), which the report counts: their kernels add one product at a time and would decode a weight for each.
 """
 
 import json

@@ -14,7 +14,7 @@ chooses entries column by column, each column's error made up for by those that 
   channel (product quantization: P. Stock et al., "And the Bit Goes Down", 2020), bits / vector bits a weight.
 - Pruned weights keep their zeros: entry 0 of the codebook is zero, or a mask holds them and the codebook the others.
 - Kernels decode codebooks of single weights in registers, one per tensor or per group, behind a mask or not. Entries of
-  several weights, and weights that no matrix product reads, are decoded to memory: once, by init, or on boards without
+  several weights, and weights of transposed convolutions, are decoded to memory: once, by init, or on boards without
   an operating system and for `weights: streamed` before each use. The report names them (`prepared`).
 """
 

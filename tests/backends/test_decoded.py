@@ -1,5 +1,6 @@
 """Contractions that decode their weights equal onnxruntime's on the decoded ones, on every x86-64 level."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from graphc.backends import targets
 from graphc.backends.build import build_target
 from graphc.backends.cache import Cache
 from graphc.backends.coded import coded, values
+from graphc.backends.decompose import decompose
 from graphc.backends.lower import lower
 from graphc.backends.worker import Server
+from graphc.emulator import EmulatedLinux
 from graphc.execute import Session
 from graphc.importer import load
 from graphc.ir import Array, Graph
@@ -22,6 +25,9 @@ from graphc.runner import Runner
 from tests.backends.kernel_calls import LEVELS, runnable
 from tests.passes.test_quantize_weights import looked_up, stored
 
+emulated = pytest.mark.skipif(
+    not shutil.which("qemu-aarch64-static"), reason="no QEMU user mode (apt install qemu-user-static)"
+)
 RANDOM = np.random.default_rng(11)
 
 
@@ -65,7 +71,7 @@ class Model:
         self.outputs.append(helper.make_tensor_value_info(y, 1, None))
 
     def dequantized(
-        self, shape: tuple[int, ...], dtype: str, axis: int | None, block: int = 0, zero: bool = False
+        self, shape: tuple[int, ...], dtype: str, axis: int | None, block: int = 0, zero: bool = False, size: float = 1
     ) -> str:
         """Weights of random integers, a scale for all, per index of an axis, or per block of it."""
         kind = ml_dtypes.iinfo(getattr(ml_dtypes, dtype, dtype))
@@ -74,7 +80,7 @@ class Model:
             spread: tuple[int, ...] = ()
         else:
             spread = tuple(-(-n // block) if a == axis else n for a, n in enumerate(shape)) if block else (shape[axis],)
-        operands = [self.constant(q), self.constant(RANDOM.uniform(0.01, 0.1, spread).astype(np.float32))]
+        operands = [self.constant(q), self.constant((size * RANDOM.uniform(0.01, 0.1, spread)).astype(np.float32))]
         if zero:
             operands.append(
                 self.constant(RANDOM.integers(kind.min, kind.max, spread, endpoint=True).astype(kind.dtype))
@@ -214,13 +220,16 @@ def three_dimensional(m: Model) -> None:
 
 
 def recurrent(m: Model) -> None:
+    """R is small enough that rounding does not grow from step to step."""
     both = {"direction": "bidirectional"}
-    m.recurrent("LSTM", 21, m.dequantized((1, 84, 12), "int8", 1), m.dequantized((1, 84, 21), "int8", 1), 168)
+    m.recurrent("LSTM", 21, m.dequantized((1, 84, 12), "int8", 1), m.dequantized((1, 84, 21), "int8", 1, size=0.1), 168)
     m.recurrent("GRU", 16, m.shared((1, 48, 12), 4), m.dequantized((1, 48, 16), "int4", 2, 8, zero=True), 96)
-    r = m.dequantized((2, 30, 10), "uint8", 1, zero=True)
+    r = m.dequantized((2, 30, 10), "uint8", 1, zero=True, size=0.02)
     m.recurrent("GRU", 10, m.dequantized((2, 30, 12), "int4", 1), r, -60, linear_before_reset=1, **both)
-    small = m.constant((0.1 * RANDOM.standard_normal(8)).astype(np.float32))  # so that rounding does not grow
+    small = m.constant((0.1 * RANDOM.standard_normal(8)).astype(np.float32))
     m.recurrent("RNN", 33, m.shared((1, 33, 12), 3), m.shared((1, 33, 33), 3, small), 66)
+    half = m.constant((0.1 * RANDOM.standard_normal((2, 36, 9))).astype(np.float16))
+    m.recurrent("LSTM", 9, m.dequantized((2, 36, 12), "int8", 1), m.node("Cast", [half], to=1), -72, **both)
 
 
 CASES: tuple[Callable[[Model], None], ...] = (
@@ -263,11 +272,28 @@ def test_equals_onnxruntime(
             assert difference <= 1e-5 * np.abs(value).max(), (name, threads)
 
 
+@emulated
+@pytest.mark.parametrize(
+    "case", (depthwise, grouped, three_dimensional, several_matrices, recurrent), ids=lambda case: case.__name__
+)
+def test_equals_onnxruntime_on_arm(
+    case: Callable[[Model], None], machine: tuple[Server, Cache], tmp_path: Path
+) -> None:
+    model = Model()
+    case(model)
+    graph = model.graph()
+    build_target(graph, targets.resolve({"cpu": "cortex-a72"}), tmp_path, *machine)
+    with EmulatedLinux(tmp_path, threads=2) as emulator:
+        found = emulator(**model.feeds)
+    for name, value in Session(graph).run(model.feeds).items():
+        assert np.abs(found[name] - value).max() <= 1e-5 * np.abs(value).max(), name
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_no_kernel_writes_dense_weights(case: Callable[[Model], None]) -> None:
     model = Model()
     case(model)
-    program = lower(model.graph(), targets.resolve({"cpu": "x86-64-v4"}))
+    program = lower(decompose(model.graph(), kernels=True), targets.resolve({"cpu": "x86-64-v4"}))
     assert not [
         symbol
         for symbol in program.kernels
