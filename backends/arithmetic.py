@@ -9,8 +9,8 @@ then the sum with it is int64 too. What follows a sum is one of
                  and scale, and the conversion never overflows.
     rescale      y = float32(sum) * scale: a product whose result stays in floating point, its bias in the sum
     add          y = clamp((((a - az) * am + (b - bz) * bm + (1 << (shift - 1))) >> shift) + zp, low, high)
-                 all in int32 with an arithmetic shift: rounds half up. `add_multipliers` chooses am, bm and shift.
-                 Where an operand has 16 bits, sums are int64: 15 bits of multiplier would cost a step.
+                 an exact sum, with an arithmetic shift: rounds half up. `add_multipliers` chooses am, bm and shift so
+                 that int32 holds it, or int64 where 16 bits meet a multiplier of 15 that would cost a step.
     table        y = table[x - smallest value of x's type]
     softmax      e = table[max(x) - x]; r = scale / float32(sum(e)); y = requantize(e, r)
                  table[d] = rint(exp(-d * x_scale) * T), T = min(2^23, (2^31 - 1) // n):
@@ -105,11 +105,22 @@ def add(
     *, result: Result,
 ) -> Numbers:  # fmt: skip
     """The fixed-point sum of two integer tensors on different grids, broadcast as numpy does."""
-    kind = np.dtype(np.int64 if any(x.dtype == np.int16 for x in operands) else np.int32).type
     terms = zip(operands, zero_points, multipliers, strict=True)
-    left, right = ((x.astype(kind) - kind(z)) * kind(m) for x, z, m in terms)
-    shifted = (left + right + kind(1 << (shift - 1))) >> kind(shift)
-    return np.asarray(np.clip(shifted + kind(result.zero_point), result.low, result.high)).astype(result.dtype)
+    left, right = ((x.astype(np.int64) - np.int64(z)) * np.int64(m) for x, z, m in terms)
+    shifted = (left + right + np.int64(1 << (shift - 1))) >> np.int64(shift)
+    return np.asarray(np.clip(shifted + np.int64(result.zero_point), result.low, result.high)).astype(result.dtype)
+
+
+def largest_sum(
+    dtypes: tuple[np.dtype[np.generic], np.dtype[np.generic]], zero_points: tuple[int, int],
+    multipliers: tuple[int, int], shift: int,
+) -> int:  # fmt: skip
+    """The largest magnitude that `add` can reach before it shifts, whatever the operands hold."""
+    reaches = [
+        max(int(info.max) - z, z - int(info.min))
+        for info, z in zip((np.iinfo(str(dtype)) for dtype in dtypes), zero_points, strict=True)
+    ]
+    return sum(reach * abs(m) for reach, m in zip(reaches, multipliers, strict=True)) + (1 << (shift - 1))
 
 
 def add_multipliers(

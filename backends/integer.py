@@ -6,6 +6,10 @@ A product that nothing rounds (the last layer of a classifier, say) adds up inte
 
     x:int8 -> DequantizeLinear -> MatMul -> y     becomes     x -> graphc.integer.MatMul -> y
 
+A product that only a sum reads, and nothing rounds first, is int16 on a finer grid. Kernels keep it in registers:
+
+    Q(Add(Conv(DQ(x), DQ(w)), DQ(z)))  ->  graphc.integer.Add(graphc.integer.Conv(x, w): int16, z)
+
 MatMulInteger and ConvInteger give the sum itself, as int32 (integer_sums.py).
 
 The domain `graphc.integer` exists inside the backends only. Its nodes, with the arithmetic of `arithmetic.py`:

@@ -1,20 +1,27 @@
 """Sums, products, averages and softmax of quantized values."""
 
 from dataclasses import dataclass
+from math import ceil, log2
 
 import numpy as np
 
 from graphc.backends.arithmetic import MAX_SUM, MAX_WIDE_SUM, Numbers, add_multipliers, softmax_table
 from graphc.backends.integer_constants import floats
-from graphc.backends.integer_linear import window
+from graphc.backends.integer_linear import LINEAR, window
 from graphc.backends.integer_region import Grid, Refusal, Region
 from graphc.ir.graph import Attribute, Node
 
+INNER = np.dtype(np.int16)
+"""The type of a product that is rounded nowhere but in the sum that it enters."""
+
 
 def add(region: Region, node: Node, grid: Grid) -> str:
-    """Add and Sub in fixed point. A float constant enters as int32, already multiplied: exact to 2^-shift steps."""
-    a, b = (_term(region, name, grid) for name in node.inputs)
-    wide = any(term.steps is None and term.reach > 255 for term in (a, b))
+    """Add and Sub in fixed point. A float constant enters as int32, already multiplied: exact to 2^-shift steps.
+
+    So does, as int16, a product that nothing but this sum reads or rounds: see `_inner`.
+    """
+    a, b = _terms(region, node, grid)
+    wide = any(term.steps is None and not term.inner and term.reach > 255 for term in (a, b))
     if wide and not (a.steps is None and b.steps is None):
         raise Refusal("a constant is added to int16")
     try:
@@ -43,6 +50,41 @@ class _Term:
     reach: int
     zero_point: int
     steps: Numbers | None = None
+    inner: bool = False
+
+
+def _terms(region: Region, node: Node, grid: Grid) -> tuple[_Term, _Term]:
+    """The operands of a sum, of which one may be a product that nothing has rounded."""
+    a, b = node.inputs
+    if _is_inner(region, node, a):
+        other = _term(region, b, grid)
+        return _inner(region, a, grid, other), other
+    if _is_inner(region, node, b):
+        other = _term(region, a, grid)
+        return other, _inner(region, b, grid, other)
+    return _term(region, a, grid), _term(region, b, grid)
+
+
+def _is_inner(region: Region, node: Node, name: str) -> bool:
+    """Whether an operand of `node` is the unrounded result of a product, its bias included, that only `node` reads."""
+    maker = region.graph.producers.get(name)
+    linear = maker is not None and not maker.domain and maker.op in (*LINEAR, "Add", "Sub")
+    return linear and not region.is_read(name) and region.graph.sole_user(name) is node
+
+
+def _inner(region: Region, name: str, grid: Grid, other: _Term) -> _Term:
+    """A product in 2^-n steps of the sum's grid, as fine as int16 can while it saturates only where the sum does.
+
+    The sum is clamped to 255 steps, so with `other` it is the same for all larger products.
+    """
+    if grid.dtype.itemsize > 1 or other.steps is not None or other.reach > 255:
+        raise Refusal(f"'{name}' is a sum that nothing rounds to 8 bits")
+    bits = 15 - ceil(log2(256 + other.reach * other.ratio))
+    if bits < 1:
+        raise Refusal(f"'{name}' is added to steps {other.ratio:.3g} times as large as the result's")
+    limits = np.iinfo(INNER)
+    fine = Grid(INNER, grid.scale / 2**bits, 0, int(limits.min), int(limits.max))
+    return _Term(region.quantize(name, fine), 2.0**-bits, fine.reach, 0, inner=True)
 
 
 def _term(region: Region, name: str, grid: Grid) -> _Term:

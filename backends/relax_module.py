@@ -33,6 +33,8 @@ OUT_FUSIBLE = 4
 """TVM's kOutEWiseFusable: an anchor that takes elementwise operators as its epilogue."""
 REDUCTION = 3
 """TVM's kCommReduce: takes elementwise operators as its prologue."""
+BROADCAST = 1
+"""TVM's kBroadcast: joins what follows it, and no anchor before it."""
 INJECTIVE = 2
 OPAQUE = 8
 """TVM's kOpaque: never fused."""

@@ -75,7 +75,7 @@ class Quantize(Pass):
     requires: ClassVar[frozenset[str]] = frozenset({"fold"})
     overridable: ClassVar[frozenset[str]] = frozenset(
         ("weights", "per_channel", "group", "symmetric_weights", "activations", "calibrate", "percentile", "symmetric")
-    ) | {"embeddings", "weight_range", "rounding", "bias_correction"}
+    ) | {"embeddings", "weight_range", "rounding", "bias_correction", "round_terms"}
 
     kind: Literal["quantize"] = "quantize"
     weights: Annotated[Weights, Field(description="number format of constant weights; none: float")]
@@ -107,6 +107,13 @@ class Quantize(Pass):
     symmetric: Annotated[bool, Field(description="activations: the same room for both signs (int16 always has it)")] = (
         False
     )
+    round_terms: Annotated[
+        bool,
+        Field(
+            description="a product that only an Add reads is rounded before the sum too, as onnxruntime's integer"
+            " kernels want it; else the sum is rounded once"
+        ),
+    ] = False
     never_slower: Annotated[
         bool | None,
         Field(

@@ -5,7 +5,7 @@ shared by all values that data movement connects, so that moving stays moving.
 """
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Protocol
 
@@ -54,6 +54,8 @@ class Options(Formats, Protocol):
     def symmetric_weights(self) -> bool: ...
     @property
     def activations(self) -> str: ...
+    @property
+    def round_terms(self) -> bool: ...
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -122,6 +124,7 @@ def plan(
             candidates[node] = found
     units = _Grouping(graph, candidates, skipped).units()
     units = _regions(_without_islands(graph, units, skipped), skipped)
+    units = _with_wide_terms(graph, units, options, {*borders})
     alone = [node for node in skipped if node not in refused and _weight_alone(graph, node, options[node])]
     beyond = {node: reason for node in alone if (reason := _beyond(graph, node, stored_as(node, options[node])))}
     skipped.update(beyond)
@@ -379,6 +382,37 @@ def _regions(units: Sequence[Unit], skipped: dict[Node, str]) -> list[Unit]:
             reason = "no quantized convolution or matrix product is connected to it"
             skipped.update(dict.fromkeys(unit.nodes, reason))
     return [unit for unit in units if unit in kept]
+
+
+def _with_wide_terms(
+    graph: Graph, units: Sequence[Unit], options: Mapping[Node, Options], borders: Container[str]
+) -> list[Unit]:
+    """Sums of two values take a product among them as it is, and round once: where both are, the one made last.
+
+    Kernels add to it what they have in registers; the other has long been stored.
+    """
+    place = {unit: i for i, unit in enumerate(units)}
+    producer = {name: unit for unit in units for name in unit.results}
+    replaced: dict[Unit, Unit] = {}
+    for unit in units:
+        if unit.anchor.op not in ("Add", "Sub") or len(unit.data) != 2 or options[unit.anchor].round_terms:
+            continue
+        products = [
+            producer[name]
+            for name in unit.data
+            if name in producer
+            and producer[name].operator.role is Role.PRODUCT
+            and producer[name].nodes[-1].op not in LIMITERS
+            and graph.sole_user(name) is unit.anchor
+            and name not in borders
+        ]
+        bytes_alone = all(options[each.anchor].activations != "int16" for each in (unit, *products))
+        if products and bytes_alone:
+            last = max(products, key=place.__getitem__)
+            replaced[last] = replace(replaced.get(last, last), results=())
+            data = tuple(name for name in unit.data if name not in last.results)
+            replaced[unit] = replace(replaced.get(unit, unit), data=data)
+    return [replaced.get(unit, unit) for unit in units]
 
 
 def _shares(graph: Graph, units: Sequence[Unit], borders: Sequence[str]) -> dict[str, Share]:

@@ -91,12 +91,25 @@ def sixteen_bits(m: Qdq) -> None:
     m.output(m.node("MatMul", [m.input((2, 3, 40), "int16", 0.002, 100), m.weights((40, 7), 1)]))
 
 
+def wide_terms(m: Qdq) -> None:
+    """Residual sums that take a product as it is, and those that take it rounded."""
+    x = m.input((1, 32, 9, 8))
+    r = m.requantize(m.node("Relu", [m.node("Conv", [x, m.weights((40, 32, 1, 1)), m.floats((40,))])]), "uint8")
+    c = m.node("Conv", [r, m.weights((40, 40, 3, 3)), m.floats((40,))], pads=[1, 1, 1, 1])
+    s = m.requantize(m.node("Relu", [m.node("Add", [c, r])]), "uint8")
+    d = m.requantize(m.node("Conv", [s, m.weights((40, 1, 3, 3))], pads=[1, 1, 1, 1], group=40), "uint8")
+    m.result(m.node("Add", [s, d]))
+    a = m.input((2, 7, 64))
+    m.result(m.node("Sub", [m.node("MatMul", [a, m.weights((64, 64), 1)]), a]))
+
+
 MODELS: dict[str, Callable[[Qdq], None]] = {
     "float_results": float_results,
     "zero_points_of_groups": zero_points_of_groups,
     "products_of_activations": products_of_activations,
     "sums": sums,
     "sixteen_bits": sixteen_bits,
+    "wide_terms": wide_terms,
 }
 
 
@@ -128,3 +141,14 @@ def test_weights_and_scales_are_stored_as_small_as_they_are(
     build_target(model.graph(), targets.resolve({"cpu": "x86-64-v3"}), tmp_path / "built", *machine)
     with Runner(tmp_path / "built") as runner:
         assert 128 * 64 + 4 * scales <= runner.manifest.weights.bytes < 128 * 64 + 4 * scales + 4 * 64
+
+
+def test_residual_sums_are_epilogues(machine: tuple[Server, Cache], tmp_path: Path) -> None:
+    """No kernel of their own, and no bytes in memory for what they add."""
+    model = Qdq()
+    wide_terms(model)
+    build_target(model.graph(), targets.resolve({"cpu": "x86-64-v3"}), tmp_path / "built", *machine)
+    with Runner(tmp_path / "built") as runner:
+        kernels = {step.kernel.rpartition("_")[0] for step in runner.manifest.steps if "add_int8" in step.kernel}
+    assert len(kernels) == 3
+    assert all(name.startswith(("conv_int8", "matmul_int8")) for name in kernels), kernels

@@ -168,6 +168,25 @@ def subtract_both_ways(m: Qdq) -> None:
     m.result(m.node("Sub", [m.floats((3, 4), 2.0), x]))
 
 
+@case("*Conv", "*Add")
+def convolution_rounded_in_its_sum_alone(m: Qdq) -> None:
+    y = m.node("Conv", [m.input((1, 3, 6, 6)), m.weights((5, 3, 3, 3)), m.floats((5,))], pads=[1, 1, 1, 1])
+    m.result(m.node("Relu", [m.node("Add", [y, m.input((1, 5, 6, 6), "uint8", 0.3, 60)])]))
+
+
+@case("*MatMul", "*Add", "*MatMul", "*Add")
+def products_with_biases_rounded_in_their_sums_alone(m: Qdq) -> None:
+    x, residual = m.input((2, 4, 16)), m.input((2, 4, 8), "uint8", 0.02, 9)
+    m.result(m.node("Add", [residual, m.node("Add", [m.node("MatMul", [x, m.weights((16, 8), 1)]), m.floats((8,))])]))
+    m.result(m.node("Sub", [residual, m.node("MatMul", [x, m.weights((16, 8), 1)])]))
+
+
+@case("*Conv", "Add", "*Conv", "QuantizeLinear")
+def two_products_that_nothing_rounds_before_their_sum(m: Qdq) -> None:
+    x = m.input((1, 3, 6, 6))
+    m.result(m.node("Add", [m.node("Conv", [x, m.weights((5, 3, 1, 1))]) for _ in range(2)]))
+
+
 @case("*Multiply")
 def multiply_by_a_gate(m: Qdq) -> None:
     m.result(m.node("Mul", [m.input((2, 3, 4, 4)), m.input((2, 3, 1, 1), "uint8", 1 / 255, 0)]))
@@ -405,6 +424,18 @@ def linear_resize(m: Qdq) -> None:
     m.result(m.node("Resize", [m.input((1, 3, 4, 4)), "", scales], mode="linear"))
 
 
+@refusal("times as large as the result's")
+def a_product_added_to_much_coarser_steps(m: Qdq) -> None:
+    y = m.node("MatMul", [m.input((2, 3), "int8", 0.01), m.weights((3, 4), 1)])
+    m.output(m.quantize(m.node("Add", [m.input((2, 4), "int8", 1.0), y]), "int8", 1e-3, 0))
+
+
+@refusal("nothing rounds to 8 bits")
+def a_product_that_enters_a_sum_of_sixteen_bits(m: Qdq) -> None:
+    y = m.node("MatMul", [m.input((2, 3)), m.weights((3, 4), 1)])
+    m.output(m.quantize(m.node("Add", [m.input((2, 4)), y]), "int16", 1e-4, 0))
+
+
 @pytest.mark.parametrize("name", REFUSALS)
 def test_what_stays_in_floating_point_says_why(name: str) -> None:
     build, reason = REFUSALS[name]
@@ -413,6 +444,16 @@ def test_what_stays_in_floating_point_says_why(name: str) -> None:
     result = explain(model.graph())
     assert any(reason in skip.reason for skip in result.skipped), result.skipped
     assert "QuantizeLinear" in operators(result.graph)
+
+
+@pytest.mark.parametrize("offset", [-(10**6), -3000, -700, 0, 700, 3000, 10**6])
+def test_a_product_far_outside_its_sum_saturates_as_the_sum_does(offset: int) -> None:
+    """Wherever the product lies, no 16 bits of it are too few: what is lost is beyond the sum's ends."""
+    m = Qdq()
+    bias = m.constant(np.full(8, offset * 0.05, np.float32))
+    y = m.node("Gemm", [m.input((64, 16)), m.weights((16, 8), 1), bias])
+    m.output(m.quantize(m.node("Add", [y, m.input((64, 8), "uint8", 0.3, 128)]), "int8", 0.05, -3))
+    agree(m.graph())
 
 
 def test_a_graph_without_quantization_is_the_same_object() -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from graphc.errors import InputError
 from graphc.execute import Session
+from graphc.ir import Graph
 from graphc.passes.protocol import Context
 from graphc.passes.quantize import Quantize
 from tests.passes.quantized import (
@@ -287,6 +288,45 @@ def test_softmax_is_on_the_grid_of_one_256th() -> None:
     after, _ = quantized(before)
     assert grids(after, "y") == {(1 / 256, 0)}
     assert grids(quantized(before, activations="int8")[0], "y") == {(1 / 256, -128)}
+
+
+RESIDUAL = """
+    c = Conv <pads = [1,1,1,1]> (x, w)
+    d = Conv (x, v)
+    a = Add (d, c)
+    y = Relu (a)
+"""
+
+
+def residual() -> Graph:
+    """Two convolutions and their sum."""
+    signature = "(float[1,3,8,8] x) => (float[1,4,8,8] y)"
+    return model(signature, RESIDUAL, w=normal(4, 3, 3, 3), v=normal(4, 3, 1, 1))
+
+
+def test_a_sum_takes_the_product_made_last_as_it_is() -> None:
+    before = residual()
+    after, context = quantized(before)
+    assert context.skips == []
+    assert [after.producers[name].op for name in only(after, "Add").inputs] == ["Conv", "DequantizeLinear"]
+    assert_close(before, after, 35)
+    assert_all_integer(after)
+
+
+def test_terms_are_rounded_where_that_is_asked_for() -> None:
+    before = residual()
+    after, _ = quantized(before, round_terms=True)
+    assert [after.producers[name].op for name in only(after, "Add").inputs] == ["DequantizeLinear"] * 2
+    rule = {"operator": "Add", "round_terms": True}
+    assert ops(quantized(before, where=[rule])[0]) == ops(after)
+    assert_all_integer(after)
+
+
+def test_a_product_with_another_reader_is_rounded_for_both() -> None:
+    signature = "(float[1,3,8,8] x) => (float[1,3,8,8] y, float[1,3,8,8] c)"
+    before = model(signature, "c = Conv <pads = [1,1,1,1]> (x, w)\ny = Add (c, x)", w=normal(3, 3, 3, 3))
+    after, _ = quantized(before)
+    assert [after.producers[name].op for name in only(after, "Add").inputs] == ["DequantizeLinear"] * 2
 
 
 def test_sixteen_bits_keep_what_eight_round_away_and_stay_integers() -> None:
