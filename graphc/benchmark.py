@@ -11,11 +11,11 @@ from statistics import median
 
 import numpy as np
 
-from graphc import peers
+from graphc import artifact, peers
 from graphc.artifact import Work
 from graphc.backends.cache import Cache
 from graphc.bench import Timing, interleave
-from graphc.errors import ToolchainError, UnsupportedError
+from graphc.errors import InputError, ToolchainError, UnsupportedError
 from graphc.importer import load
 from graphc.machine import machine
 from graphc.progress import Progress, silent
@@ -87,6 +87,7 @@ def benchmark(
 
     Raises InputError where a file or an engine's name is wrong, ToolchainError where an engine is not installed.
     """
+    _check(folder, engines, threads, model)
     path = model or model_beside(folder)
     inputs = inputs_for(folder, load(model_beside(folder)), 1, real)
     limits, unmeasured = _rooflines(threads, progress)
@@ -99,6 +100,19 @@ def benchmark(
     return Benchmark(
         str(folder), str(path), machine(), inputs.source, tuple(figures), tuple(limits.values()), unmeasured
     )
+
+
+def _check(folder: Path, engines: Sequence[str], threads: Sequence[int], model: Path | None) -> None:
+    """What would fail later fails before anything is measured."""
+    for name in engines:
+        peers.find(name)
+    most = artifact.read(folder).max_threads
+    if max(threads) > most:
+        raise InputError("--threads", f"expected at most {most}, got {max(threads)}.")
+    if model is not None and not engines:
+        raise InputError(f"--model {model}", "no engine would run it.", "Name engines with --against.")
+    if model is not None and not model.is_file():
+        raise InputError(str(model), "no such file.", "Check the path.")
 
 
 def _rooflines(threads: Sequence[int], progress: Progress) -> tuple[dict[int, Roofline], str]:

@@ -182,7 +182,9 @@ def bench(
         str, typer.Option("--against", metavar="ENGINES", help="Of onnxruntime,openvino,openvino-bf16.")
     ] = "",
     threads: Annotated[str, typer.Option("--threads", metavar="N,...", help="Numbers of threads to run on.")] = "1",
-    seconds: Annotated[float, typer.Option("--seconds", help="How long to measure, per number of threads.")] = 2.0,
+    seconds: Annotated[
+        float, typer.Option("--seconds", metavar="S", min=0, help="How long to measure, per number of threads.")
+    ] = 2.0,
     model: Annotated[
         Path | None,
         typer.Option("--model", metavar="FILE", help="What the engines run, if not the build's model.onnx."),

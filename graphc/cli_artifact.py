@@ -134,6 +134,8 @@ def bench_artifact(
     from graphc.benchmark import benchmark, profile
 
     engines = [name.strip() for name in against.split(",") if name.strip()]
+    if file is not None and not file.parent.is_dir():
+        raise InputError(f"--json {file}", "no such folder.", "Make it first, or name another file.")
     with terminal.progress() as progress:
         result = benchmark(folder, engines, _numbers(threads), seconds, model=model, real=real, progress=progress)
         limit = result.rooflines[0] if result.rooflines else None

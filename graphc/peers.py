@@ -25,18 +25,22 @@ class Peer:
     start: Callable[[Path, Mapping[str, Array], int], Run]
 
 
-def start(name: str, model: Path, feeds: Mapping[str, Array], threads: int) -> Run:
-    """A peer, ready to run `model` on `feeds` with `threads` threads.
-
-    Raises InputError for a name that is none, ToolchainError where it is not installed, and UnsupportedError where it
-    cannot run the model.
-    """
+def find(name: str) -> Peer:
+    """A peer by its name. Raises InputError for a name that is none, ToolchainError where it is not installed."""
     if name not in PEERS:
         raise InputError("--against", f"unknown engine '{name}'.", f"Known: {', '.join(PEERS)}.")
     peer = PEERS[name]
     if find_spec(peer.module) is None:
         raise ToolchainError(name, "is not installed.", peer.install)
-    return peer.start(model, feeds, threads)
+    return peer
+
+
+def start(name: str, model: Path, feeds: Mapping[str, Array], threads: int) -> Run:
+    """A peer, ready to run `model` on `feeds` with `threads` threads.
+
+    Raises what `find` does, and UnsupportedError where the peer cannot run the model.
+    """
+    return find(name).start(model, feeds, threads)
 
 
 def _onnxruntime(model: Path, feeds: Mapping[str, Array], threads: int) -> Run:
