@@ -63,8 +63,8 @@ class Dot:
     def stored(self, weights: np.dtype[Any], x: np.dtype[Any]) -> np.dtype[Any]:
         """What weights of this type lie in memory as, beside activations of type `x`.
 
-        madd takes 8 bits too, for half the memory; widening them as it goes makes convolutions of 8-bit activations 4
-        to 8 % slower (ResNet-8 and ResNet-20, x86-64-v2 and v3), so there they are widened before. Activations of 16
+        madd takes 8 bits too, for half the memory; widening them as it goes makes convolutions of 8-bit activations 3
+        to 8 % slower (DS-CNN, ResNet-8, ResNet-20; v2 and v3), so there they are widened before. Activations of 16
         bits are for precision, and mostly meet weights that are read once.
         """
         return weights if self.kind == "plain" or (self.kind == "madd" and x == np.int16) else self.weights

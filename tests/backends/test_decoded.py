@@ -17,7 +17,7 @@ from graphc.backends.coded import coded, values
 from graphc.backends.decompose import decompose
 from graphc.backends.lower import lower
 from graphc.backends.worker import Server
-from graphc.emulator import EmulatedLinux
+from graphc.emulator import EmulatedLinux, open_anywhere
 from graphc.execute import Session
 from graphc.importer import load
 from graphc.ir import Array, Graph
@@ -285,6 +285,60 @@ def test_equals_onnxruntime_on_arm(
     build_target(graph, targets.resolve({"cpu": "cortex-a72"}), tmp_path, *machine)
     with EmulatedLinux(tmp_path, threads=2) as emulator:
         found = emulator(**model.feeds)
+    for name, value in Session(graph).run(model.feeds).items():
+        assert np.abs(found[name] - value).max() <= 1e-5 * np.abs(value).max(), name
+
+
+def small_anchors(m: Model) -> None:
+    m.anchor("Conv", (1, 8, 7, 6), m.dequantized((8, 1, 3, 3), "int4", 0, zero=True), 8, group=8, pads=[1] * 4)
+    m.anchor("Conv", (1, 8, 7, 6), m.dequantized((12, 4, 3, 3), "int8", 0), 12, group=2)
+    m.anchor("MatMul", (2, 3, 10), m.dequantized((2, 10, 7), "uint4", 1, 5, zero=True))
+    m.anchor("Conv", (1, 4, 3, 4, 6), m.shared((6, 4, 2, 2, 2), 3), 6)
+    m.recurrent("LSTM", 5, m.dequantized((1, 20, 12), "int8", 1), m.dequantized((1, 20, 5), "int4", 1, size=0.1), 40)
+
+
+@pytest.mark.skipif(not shutil.which("qemu-system-arm"), reason="no qemu-system-arm on PATH")
+@pytest.mark.parametrize("emit", ("objects", "c"))
+def test_equals_onnxruntime_on_a_microcontroller(emit: str, machine: tuple[Server, Cache], tmp_path: Path) -> None:
+    model = Model()
+    small_anchors(model)
+    graph = model.graph()
+    target = {"board": "mps2-an386", **({"emit": "c"} if emit == "c" else {})}
+    build_target(graph, targets.resolve(target), tmp_path, *machine)
+    with open_anywhere(tmp_path) as emulator:
+        found = emulator(**model.feeds)
+    for name, value in Session(graph).run(model.feeds).items():
+        assert np.abs(found[name] - value).max() <= 1e-5 * np.abs(value).max(), name
+
+
+def random_convolution(m: Model, rng: np.random.Generator) -> None:
+    """Of one to three axes, in groups of any size, whose weights are integers of any width."""
+    axes, groups = int(rng.integers(1, 4)), int(rng.choice([1, 1, 2, 3, 7]))
+    inner, outer = (1, 1) if groups == 7 else (int(n) for n in rng.integers(1, 20, 2))
+    kernel = [int(n) for n in rng.integers(1, 4, axes)]
+    size = [int(n) for n in rng.integers(6, 11, axes)]
+    weights = (groups * outer, inner, *kernel)
+    kind = str(rng.choice(["int8", "uint8", "int4", "uint4", "int2", "uint2"]))
+    m.anchor(
+        "Conv",
+        (int(rng.integers(1, 3)), groups * inner, *size),
+        m.dequantized(weights, kind, 0 if rng.random() < 0.7 else None, zero=bool(rng.random() < 0.5)),
+        groups * outer,
+        group=groups,
+        strides=[int(n) for n in rng.integers(1, 3, axes)],
+        pads=[int(n) for n in rng.integers(0, 2, 2 * axes)],
+    )
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_convolutions_of_random_shapes(level: str, machine: tuple[Server, Cache], tmp_path: Path) -> None:
+    rng, model = np.random.default_rng(5), Model()
+    for _ in range(12):
+        random_convolution(model, rng)
+    graph = model.graph()
+    build_target(graph, runnable(level), tmp_path, *machine)
+    with Runner(tmp_path) as runner:
+        found = runner(**model.feeds)
     for name, value in Session(graph).run(model.feeds).items():
         assert np.abs(found[name] - value).max() <= 1e-5 * np.abs(value).max(), name
 
