@@ -180,7 +180,7 @@ def draw(found: Sensitivity, path: Path) -> None:
         by_candidate.setdefault(row.candidate, []).append(row)
     width = 0.8 / len(by_candidate)
     for index, (name, rows) in enumerate(by_candidate.items()):
-        places = [layers.index(row.layer) + index * width for row in rows]
+        places = [layers.index(row.layer) + (index - (len(by_candidate) - 1) / 2) * width for row in rows]
         heights = [row.sqnr or 0.0 if found.by == "sqnr" else found.loss(row) for row in rows]
         axes.bar(places, heights, width, label=name)
     axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=6)

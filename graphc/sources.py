@@ -25,6 +25,8 @@ LABELS = "y"
 SEED = 0
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 MODES = {"rgb": "RGB", "bgr": "RGB", "gray": "L"}
+WIDE = ("I", "F")
+"""Modes of more bits than 8: Pillow cuts them off at 255 where it converts them."""
 BLOCK = 1 << 24
 """Bytes that are hashed at a time."""
 
@@ -197,6 +199,9 @@ class ImageColumn:
 
         try:
             with Image.open(file) as opened:
+                if opened.mode.startswith(WIDE):
+                    remedy = "Save it with 8 bits per channel."
+                    raise InputError(str(file), f"expected 8 bits per channel, got Pillow's {opened.mode}.", remedy)
                 pixels = np.asarray(_fitted(opened.convert(MODES[self.color]), self.size, self.fit))
         except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow raises the last for damaged PNG
             raise InputError(str(file), f"cannot be read as an image: {error}.", "Repair or remove it.") from error

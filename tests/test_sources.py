@@ -70,13 +70,16 @@ def test_fingerprints_follow_what_is_read(tmp_path: Path) -> None:
 
 
 def test_images_that_cannot_serve_are_refused(tmp_path: Path) -> None:
-    pytest.importorskip("PIL")
+    image = pytest.importorskip("PIL.Image")
     with pytest.raises(InputError, match="holds no images"):
         images(tmp_path)
     with pytest.raises(InputError, match=r"expected an input \[N, height, width, 1\]"):
         images(tmp_path, color="gray")
     (tmp_path / "a.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"a.png: cannot be read as an image"):
+        list(images(tmp_path))
+    image.fromarray(np.full((6, 4), 40_000, np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a.png: expected 8 bits per channel, got Pillow's I;16"):
         list(images(tmp_path))
 
 
