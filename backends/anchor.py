@@ -15,8 +15,7 @@ import tvm.ir
 import tvm_ffi
 from tvm import s_tir, tirx
 
-from graphc.backends.schedule_generic import inline_all, schedule_block
-from graphc.backends.targets import Target
+from graphc.backends.schedule_generic import inline_all
 from graphc.backends.winograd import Filtering
 
 
@@ -36,9 +35,6 @@ class Anchor:
     """The output position in the epilogue."""
     store: Any
     """The epilogue: one BufferStore of one output element."""
-    pad: Any = None
-    """The loop nest that writes `padded`, for rules that read the padded input."""
-    padded: Any = None
 
     def epilogue(self, position: Sequence[Any], accumulated: Any) -> Any:
         """The store of the element at `position`, given the expression of its accumulator."""
@@ -53,7 +49,7 @@ class Anchor:
         return tvm_ffi.structural_map(self.store, [(tvm.ir.TensorLoad, load), (tirx.Var, variable)])
 
 
-def find(function: Any, target: Target) -> Anchor | None:
+def find(function: Any) -> Anchor | None:
     """The anchor of a fused PrimFunc, None where it has another form."""
     sch = s_tir.Schedule(function, debug_mask="none")
     inline_all(sch)
@@ -69,13 +65,11 @@ def find(function: Any, target: Target) -> Anchor | None:
     if not operands or not isinstance(out.body, tirx.BufferStore):
         return None
     info = json.loads(str(anchor.annotations["graphc.anchor"]))
-    x, nest, padded = operands.pop(2 if info.get("sparse") else 0), None, None  # after what its place is read from
+    x = operands.pop(2 if info.get("sparse") else 0)  # after what its place is read from
     if before:
         if not before[0].body.buffer.same_as(x):
             return None
-        padded, x = x, _operands(before[0])[0]
-        schedule_block(sch, sch.get_sblock(before[0].name_hint), max(1, target.lanes(32)))
-        nest = sch.mod["main"].body.block.body.seq[0]
+        x = _operands(before[0])[0]
     variables = tuple(axis.var for axis in out.iter_vars)
     places = list(out.body.indices)
     if len(places) != len(variables) or any(not i.same_as(v) for i, v in zip(places, variables, strict=True)):
@@ -91,8 +85,6 @@ def find(function: Any, target: Target) -> Anchor | None:
         sums,
         variables,
         out.body,
-        nest,
-        padded,
     )
 
 

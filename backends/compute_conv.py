@@ -29,9 +29,10 @@ from graphc.backends.cycles import Contraction
 from graphc.backends.decode import Decoder
 from graphc.backends.dot import DOTS, Dot, dot_product
 from graphc.backends.dot import Kind as DotKind
-from graphc.backends.relax_module import OPAQUE, OUT_FUSIBLE, Lowering, computes
+from graphc.backends.relax_module import INJECTIVE, OPAQUE, OUT_FUSIBLE, Lowering, computes
+from graphc.backends.schedule_pad import BORDER
 from graphc.backends.statements import wide
-from graphc.backends.tiles import SMALL, winograd_block
+from graphc.backends.tiles import SMALL, WIDEST_AT_EDGES, winograd_block
 from graphc.backends.window import Window, window
 from graphc.backends.winograd import KERNEL, choose, cycles
 from graphc.ir import Array, Node
@@ -70,6 +71,23 @@ class Convolution:
         """Whether the taps are part of the depth."""
         return DOTS[self.dot].columns
 
+    def is_small(self, dtype: str, coded: bool) -> bool:
+        """Whether the output is one run of columns over the padded input; sums are of type `dtype`."""
+        flat = prod(self.window.kernel) == prod(self.window.strides) == 1 and tuple(self.window.output) == self.size
+        plain = self.kind == "dense" and self.step == 1 and dtype.startswith("float")
+        return plain and not flat and not coded and prod(self.window.output) <= SMALL
+
+    def is_padded_before(self, dtype: str, coded: bool) -> bool:
+        """Whether the kernel of sums of type `dtype` reads its input with the padding around it.
+
+        Others leave out what lies outside: of two axes, and where one channel is taken at a time.
+        """
+        if self.kind != "dense" or self.columns:
+            return False
+        dotted = self.step > 1 or not dtype.startswith("float") or len(self.size) > 2
+        wide = self.window.kernel[-1] > WIDEST_AT_EDGES and not coded
+        return dotted or wide or self.is_small(dtype, coded)
+
     @property
     def outer(self) -> int:
         """Filters of one group."""
@@ -106,7 +124,7 @@ class Convolution:
         depth = self.depth * prod(span.kernel)
         return Contraction(rows, columns, depth, self.filters, self.step, size, self.dot == "amx")
 
-    def description(self, batch: int, shift: int, padding: int, weights: Mapping[str, Any]) -> str:
+    def description(self, batch: int, dtype: str, shift: int, padding: int, weights: Mapping[str, Any]) -> str:
         """What the schedule rules read from the anchor's annotation; `weights` describes those that are not plain.
 
         `shift` is added to inputs, those of value `padding` around them too.
@@ -128,6 +146,7 @@ class Convolution:
                 "dot": self.dot,
                 "tile": self.tile,
                 "vectors": self.vectors,
+                "small": self.is_small(dtype, "coded" in weights),
                 "depth": self.depth,
                 "shift": shift,
                 "padding": padding,
@@ -218,9 +237,8 @@ def packed_on_the_fly(conv: Convolution, weights: te.Tensor) -> te.Tensor:
 def padded(x: te.Tensor, span: Window, value: Any, depth: int = 0) -> te.Tensor:
     """x (N, *spatial, C) with `value` around it, just as far as the windows reach, and up to `depth` channels."""
     n, *size, c = (int(d) for d in x.shape)
-    if not any(b > 0 for b in span.begin) and not any(e > 0 for e in span.end) and c >= depth:
+    if not span.reaches_out and c >= depth:
         return x
-    shape = [s + b + max(e, 0) for s, b, e in zip(size, span.begin, span.end, strict=True)]
 
     def element(*i: Any) -> Any:
         at = [p - b for p, b in zip(i[1:-1], span.begin, strict=True)]
@@ -232,7 +250,27 @@ def padded(x: te.Tensor, span: Window, value: Any, depth: int = 0) -> te.Tensor:
         inside += [i[-1] < c] if c < depth else []
         return tirx.if_then_else(tirx.all(*inside), x[(i[0], *at, i[-1])], value)
 
-    return te.compute((n, *shape, max(c, depth)), element, name="pad", attrs={"graphc.role": "pad"})
+    border = json.dumps({"begin": [0, *span.begin, 0], "inside": [n, *size, c]})
+    shape = (n, *span.padded_size(size), max(c, depth))
+    return te.compute(shape, element, name="pad", attrs={"graphc.role": "pad", BORDER: border})
+
+
+def with_padding(
+    state: Lowering, name: str, conv: Convolution, value: Any, dtype: str, *, coded: bool = False
+) -> tuple[Any, Convolution]:
+    """(the input `name` as the kernel of `conv` reads it, the convolution of that).
+
+    Where that has its padding in memory, whatever makes the input writes it there, or what moves it on the way: see
+    `schedule_pad` and `graphc.backends.padded_results`. Convolutions of one input that pad it alike share it.
+    """
+    kind, span, x = state.type(name), conv.window, state.value(name)
+    depth = 0 if conv.columns else conv.depth
+    if not conv.is_padded_before(dtype, coded) or not (span.reaches_out or kind.dims[-1] < depth):
+        return x, conv
+    key = f"{name}@{span.begin}{span.end}{depth}{value}"
+    if key not in state.values:
+        state.values[key] = state.emit(lambda t: padded(t, span, value, depth), x, name="pad", pattern=INJECTIVE)
+    return state.values[key], replace(conv, size=span.padded_size(conv.size), window=span.without_padding())
 
 
 @dataclass(frozen=True)
@@ -272,7 +310,7 @@ def accumulate(
         (n, *span.output, *last),
         _TERMS[conv.kind](added, weights),
         name="conv",
-        attrs={"graphc.anchor": conv.description(int(n), shift, int(pad_value.value), described(weights))},
+        attrs={"graphc.anchor": conv.description(int(n), dtype, shift, int(pad_value.value), described(weights))},
     )
 
 
@@ -422,7 +460,11 @@ def conv(state: Lowering, node: Node) -> Sequence[Any]:
     else:
         weights = fast.operands(state, state.graph.constants[node.inputs[1]], node.inputs[1])
         shape = replace(shape, block=fast.block)
-    operands = [state.value(node.inputs[0]), *weights]
+    x = state.value(node.inputs[0])
+    if fast is None:
+        coded = sparse is None and reader is not plain
+        x, shape = with_padding(state, node.inputs[0], shape, tirx.const(0, dtype), dtype, coded=coded)
+    operands = [x, *weights]
     biased = len(node.inputs) > 2 and bool(node.inputs[2])
     if biased:
         bias = state.constant(node.inputs[2])

@@ -139,12 +139,13 @@ def conv(state: Lowering, node: Node) -> Sequence[Any]:
         state.parameter(scales, node.inputs[3] or "scale"),
     ]
     small = rounding.bounded(scales)
-    output = state.type(node.outputs[0]).dims
+    output, padding = state.type(node.outputs[0]).dims, tirx.const(zero_point, kind.dtype.name)
+    source, shape = compute_conv.with_padding(state, node.inputs[0], shape, padding, "int32")
 
     def define(x: te.Tensor, *rest: te.Tensor) -> te.Tensor:
         *given, bias, scale = rest
         w = sparse.skipping(given) if sparse else given[0]
-        acc = compute_conv.accumulate(shape, x, w, "int32", tirx.const(zero_point, kind.dtype.name), shift)
+        acc = compute_conv.accumulate(shape, x, w, "int32", padding, shift)
 
         def element(*i: Any) -> Any:
             sums = _plus(compute_conv.sum_at(shape, acc, i), bias[i[-1]])
@@ -152,7 +153,7 @@ def conv(state: Lowering, node: Node) -> Sequence[Any]:
 
         return te.compute(output, element, name="out")
 
-    return [state.emit(define, state.value(node.inputs[0]), *operands, name="conv_int8", pattern=OUT_FUSIBLE)]
+    return [state.emit(define, source, *operands, name="conv_int8", pattern=OUT_FUSIBLE)]
 
 
 @computes(DOMAIN, "ConvTranspose")

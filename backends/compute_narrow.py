@@ -65,7 +65,8 @@ def conv(state: Lowering, node: Node) -> Sequence[Any]:
     shape = compute_conv.convolution(state, node, kind)
     weights = state.parameter(compute_conv.pack(shape, state.graph.constants[node.inputs[1]]), node.inputs[1])
     biased = len(node.inputs) > 2 and bool(node.inputs[2])
-    operands = [state.value(node.inputs[0]), weights, *([state.value(node.inputs[2])] if biased else [])]
+    x, shape = compute_conv.with_padding(state, node.inputs[0], shape, tirx.const(0, kind.name), "float32")
+    operands = [x, weights, *([state.value(node.inputs[2])] if biased else [])]
     output = state.type(node.outputs[0]).dims
 
     def define(x: te.Tensor, w: te.Tensor, *bias: te.Tensor) -> te.Tensor:

@@ -106,13 +106,15 @@ class _Layouts:
         inputs: Sequence[str],
         attributes: dict[str, Attribute],
         domain: str,
-        scalars: Sequence[str] = (),
+        alike: Sequence[str] = (),
     ) -> None:
-        """A node whose results are channels last, but for `scalars`; their own names are made when somebody asks."""
-        outputs = tuple(name if name in scalars or not name else f"{name}@last" for name in node.outputs)
+        """A node whose results are channels last; their own names are made when somebody asks, but for those that are
+        `alike` in both layouts.
+        """
+        outputs = tuple(name if name in alike or not name else f"{name}@last" for name in node.outputs)
         self.nodes.append(Node(op, tuple(inputs), outputs, attributes, node.name, domain))
-        self.types.update({name: self.graph.types[name] for name in scalars if name})
-        self.first.update(scalars)
+        self.types.update({name: self.graph.types[name] for name in alike if name})
+        self.first.update(alike)
         for name, made in zip(node.outputs, outputs, strict=True):
             if name and name != made:
                 kind = self.graph.types[name]
@@ -315,32 +317,43 @@ def _pad(state: _Layouts, node: Node) -> bool:
 
 
 def _reduce(state: _Layouts, node: Node) -> bool:
-    """Reductions that keep their dimensions, over constant axes (ONNX's own Mean is no reduction)."""
+    """Reductions over constant axes that keep their dimensions, or whose others stand in one order in both layouts
+    (ONNX's own Mean is no reduction).
+    """
     if node.op == "Mean" and not node.domain:
         return _elementwise(state, node)
-    rank = _rank(state, node.inputs[0])
-    if not node.get_int("keepdims", 1) or not _follows(state, node.inputs[:1]):
+    x, rank = node.inputs[0], _rank(state, node.inputs[0])
+    axes = _reduced_axes(state, node)
+    if axes is None or not _follows(state, [x]):
         return False
+    alike = () if node.get_int("keepdims", 1) else node.outputs
+    if alike and [a for a in to_last(rank) if a not in axes] != [a for a in range(rank) if a not in axes]:
+        return False
+    renamed, attributes = tuple(_axis(axis, rank) for axis in axes), dict(node.attributes)
+    operands = [state.as_last(x)]
     if node.domain == INTEGER:
-        attributes: dict[str, Attribute] = {
-            **node.attributes,
-            "axes": tuple(_axis(a, rank) for a in node.get_ints("axes")),
-        }
-        state.produce_last(node, node.op, [state.as_last(node.inputs[0]), *node.inputs[1:]], attributes, node.domain)
-        return True
-    axes = state.constants.get(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] else None
-    if axes is None:
-        return False
-    renamed = state.constant(f"{node.outputs[0]}@axes", np.array([_axis(int(axis), rank) for axis in axes], np.int64))
-    state.produce_last(node, node.op, [state.as_last(node.inputs[0]), renamed], dict(node.attributes), "")
+        attributes["axes"] = renamed
+        operands += node.inputs[1:]
+    else:
+        operands.append(state.constant(f"{node.outputs[0]}@axes", np.array(renamed, np.int64)))
+    state.produce_last(node, node.op, operands, attributes, node.domain, alike=alike)
     return True
+
+
+def _reduced_axes(state: _Layouts, node: Node) -> tuple[int, ...] | None:
+    """The axes of a reduction, none of them negative; None where it names none, or they are no constant."""
+    rank = _rank(state, node.inputs[0])
+    if node.domain == INTEGER:
+        return tuple(axis % rank for axis in node.get_ints("axes"))
+    given = state.constants.get(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] else None
+    return tuple(int(axis) % rank for axis in given.ravel()) if given is not None and given.size else None
 
 
 def _dynamic_quantize(state: _Layouts, node: Node) -> bool:
     """DynamicQuantizeLinear: one grid, whatever the order of the elements."""
     if not _follows(state, node.inputs[:1]):
         return False
-    state.produce_last(node, node.op, [state.as_last(node.inputs[0])], {}, "", scalars=node.outputs[1:])
+    state.produce_last(node, node.op, [state.as_last(node.inputs[0])], {}, "", alike=node.outputs[1:])
     return True
 
 

@@ -6,7 +6,8 @@ Graph -> 16-bit floats widened -> channels last -> products narrowed if asked fo
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from graphc.backends.float_products import narrowed
 from graphc.backends.layout import channels_last
 from graphc.backends.objects import OVERLAPPING, task_count, tir_json
 from graphc.backends.overlap import Distance, distance
+from graphc.backends.padded_results import Border, border, written_padded
 from graphc.backends.patches import patched
 from graphc.backends.program import Buffer, Call, Kernel, Overlap, Program, Role
 from graphc.backends.relax_module import ALIAS, MARK, PART, WHOLE, relax_module
@@ -156,6 +158,36 @@ def _source(variable: Any, bound: dict[Any, Any]) -> Any:
     return (_source(item.tuple_value, bound), item.index) if isinstance(item, relax.TupleGetItem) else variable
 
 
+@dataclass(frozen=True)
+class _Padding:
+    """What a call puts around the only result of another. `shared`: something else reads that result, too."""
+
+    variable: Any
+    border: Border
+    shared: bool
+
+
+def _paddings(module: Any, bindings: Sequence[Any]) -> dict[Any, _Padding]:
+    """Variable that a call makes -> the first padding of it, seen through views."""
+    origin: dict[Any, Any] = {}
+    readers: dict[Any, int] = defaultdict(int)
+    found: dict[Any, tuple[Any, Border]] = {}
+    for binding in bindings:
+        value = binding.value
+        callee = value.args[0] if isinstance(value, relax.Call) and len(value.args) > 1 else None
+        read = [origin.get(each, each) for each in relax.analysis.free_vars(value)]
+        name = callee.name_hint if isinstance(callee, tvm.ir.GlobalVar) else ""
+        if isinstance(value, relax.Var) or name.startswith(ALIAS):
+            origin[binding.var] = read[0] if read else binding.var
+            continue
+        around = border(module[callee]) if name and len(read) == 1 else None
+        if around is not None:
+            found.setdefault(read[0], (binding.var, around))
+        for each in read:
+            readers[each] += 1
+    return {variable: _Padding(*each, shared=readers[variable] > 1) for variable, each in found.items()}
+
+
 @dataclass
 class _Assembly:
     """The program under construction: one pass over the bindings of the fused module's `main`."""
@@ -180,6 +212,10 @@ class _Assembly:
     """Of each call in the work of the graph's nodes."""
     products: dict[str, int | None] = field(default_factory=dict)
     """Fused function -> how many products it executes, None for all that its nodes have."""
+    paddings: dict[Any, "_Padding"] = field(default_factory=dict)
+    """Variable -> what pads it."""
+    dropped: set[Any] = field(default_factory=set)
+    """Variables that nothing reads but what pads them."""
 
     def program(self, module: Any) -> Program:
         main = module["main"]
@@ -192,6 +228,7 @@ class _Assembly:
                 self._add(name, variable.ty, "input")
         bindings = [binding for block in main.body.blocks for binding in block.bindings]
         results = self._results(main, bindings)
+        self.paddings = _paddings(module, bindings)
         outputs = {variable: self.graph.outputs[i] for i, variable in enumerate(results)}
         for binding in bindings:
             self._bind(module, binding, outputs)
@@ -269,7 +306,6 @@ class _Assembly:
             raise UnsupportedError(
                 self._label(variable), "its kernel has run-time shapes.", "Fix every dimension under `model: inputs:`."
             )
-        sources = [self._operand(item) for item in operands.fields]
         types = call.ty_args[0]
         fields = list(types.fields) if isinstance(types, relax.TupleType) else [types]
         single = not isinstance(types, relax.TupleType)
@@ -277,6 +313,12 @@ class _Assembly:
         nodes = tuple(
             self.graph.nodes[i].name or self.graph.nodes[i].outputs[0] for i in indices if i < len(self.graph.nodes)
         )
+        if callee.name_hint.startswith(ALIAS) and operands.fields[0] in self.dropped:
+            self.dropped.add(variable)
+            return
+        if variable in self.values:
+            return  # padding that is written already
+        sources = [self._operand(item) for item in operands.fields]
         results = []
         for position, ty in enumerate(fields):
             public = outputs.get(variable if single else (variable, position))
@@ -299,7 +341,27 @@ class _Assembly:
             self.note(", ".join(nodes) or callee.name_hint)
             self.staged[callee.name_hint] = stages(scheduled(module[callee], self.target))
             self.products[callee.name_hint] = products(module[callee])
-        self._stages(callee.name_hint, [*sources, *results], nodes)
+        self._stages(callee.name_hint, [*sources, *self._with_padding(callee.name_hint, variable, results)], nodes)
+
+    def _with_padding(self, name: str, variable: Any, results: list[str]) -> list[str]:
+        """What the stages of a function write, padded results among it where they are read so."""
+        padding = self.paddings.get(variable)
+        if padding is None:
+            return results
+        public = self.buffers[results[0]].role == "output"
+        keep = padding.shared or public
+        staged = written_padded(self.staged[name], padding.border, self.target, keep=keep)
+        if staged is None:
+            return results
+        self.staged[name] = staged
+        if keep:
+            made = self.values[padding.variable] = self._add(f"v{len(self.buffers)}.0", padding.variable.ty, "scratch")
+            return [*results, made]
+        self.buffers.pop(results[0])
+        self.values.pop(variable)
+        self.dropped.add(variable)
+        self.values[padding.variable] = self._add(results[0], padding.variable.ty, "scratch")
+        return results
 
     def _whole(self, sources: list[str], result: str) -> None:
         """Buffers that were written become parts of one, in order."""

@@ -10,6 +10,7 @@ from graphc.backends import (
     schedule_depthwise,
     schedule_generic,
     schedule_half,
+    schedule_pad,
     schedule_rows,
     schedule_sparse,
     schedule_window,
@@ -36,10 +37,11 @@ def scheduled(function: Any, target: Target) -> Any:
     """The PrimFunc as a sequence of loop nests, each a stage."""
     if READY in (function.attrs or {}):
         return function
-    anchor = find(function, target)
+    anchor = find(function)
     if anchor is not None:
         for rule in RULES:
             nest = rule(anchor, target)
             if nest is not None:
                 return nest
-    return schedule_rows.schedule(function, target) or schedule_generic.schedule(function, target)
+    by_rows = schedule_pad.schedule(function, target) or schedule_rows.schedule(function, target)
+    return by_rows or schedule_generic.schedule(function, target)

@@ -26,7 +26,6 @@ from graphc.backends.geometry import Pattern, Rows, places
 from graphc.backends.statements import (
     SERIAL,
     UNROLLED,
-    VECTORIZED,
     clipped_taps,
     const,
     fetch,
@@ -37,9 +36,10 @@ from graphc.backends.statements import (
     spread,
     tasks,
     vector,
+    vectorized,
 )
 from graphc.backends.targets import Target
-from graphc.backends.tiles import SMALL, WIDEST_AT_EDGES, chosen_columns, chunks
+from graphc.backends.tiles import chosen_columns, chunks
 
 
 def schedule(anchor: Anchor, target: Target) -> Any:
@@ -149,10 +149,7 @@ class Contraction:
     def build(self) -> Any:
         count, split = self.tasks()
         nest = tasks(count, lambda task: self._row(*split(task)))
-        nests, shared = (
-            ([self.anchor.pad, nest], [self.anchor.padded]) if self.source is not self.anchor.x else ([nest], [])
-        )
-        return function(self.anchor.parameters, self.anchor.attributes, nests, shared)
+        return function(self.anchor.parameters, self.anchor.attributes, [nest])
 
     def _row(self, row: Any, block: Any) -> Any:
         return row_of_tiles(self.rows, partial(self._tile, row, block), self.tiles)
@@ -291,7 +288,7 @@ class Contraction:
                 channel = v * self.lanes + i
                 return self.anchor.epilogue(self.position(row, column, block * self.block + channel), sums(v, i))
 
-            return loop("lane", 0, lanes, lane, VECTORIZED) if lanes > 1 else lane(const(0))
+            return vectorized(lanes, lane)
 
         whole = sequence([part(v, self.lanes) for v in vectors])
         if left >= vectors.stop * self.lanes:
@@ -310,23 +307,15 @@ class Convolution(Contraction):
 
     def __init__(self, anchor: Anchor, target: Target) -> None:
         self.anchor, info = anchor, anchor.info
-        dotted = info["step"] > 1 or not str(anchor.accumulator.dtype).startswith("float")
-        deep = len(info["kernel"]) > 2
-        through_pad = (dotted or deep) and anchor.pad is not None  # integers pad with the zero point, or fill the depth
         self.batch: int
-        self.batch, *size, _ = (int(d) for d in anchor.padded.shape) if through_pad else info["input"]
+        self.batch, *size, _ = info["input"]
+        self.height, width = size[-2:]
         self.output, self.kernel = info["output"], info["kernel"]
         self.out_height, self.out_width = prod(self.output[:-1]), self.output[-1]
         self.strides, self.dilations = info["strides"], info["dilations"]
-        self.begin = [0] * len(size) if through_pad else info["begin"]
+        self.begin, self.small = info["begin"], info["small"]
         ones = [1] * len(size)
         self.flat = self.kernel == self.strides == ones and not any(self.begin) and self.output == size
-        self.small = not (dotted or self.flat or info.get("coded")) and prod(self.output) <= SMALL
-        wide = self.kernel[-1] > WIDEST_AT_EDGES and not info.get("coded")
-        if (self.small or wide) and anchor.pad is not None:
-            self.begin, size = [0] * len(size), [int(d) for d in anchor.padded.shape[1:-1]]
-            through_pad = True
-        self.height, width = int(size[-2]), int(size[-1])
         pieces, columns = self.batch * self.out_height, self.out_width
         if self.flat:
             positions = self.batch * prod(size)
@@ -343,7 +332,6 @@ class Convolution(Contraction):
             across = (self.kernel[-1], self.strides[-1], self.dilations[-1], self.begin[-1])
             rows = Rows(pieces, columns, *across, width, tile)
         super().__init__(anchor, target, rows, info["depth"], info["filters"] // self.groups)
-        self.source = anchor.padded if through_pad else anchor.x
         self.tiles = UNROLLED if self.small else SERIAL
 
     def group(self, row: Any) -> Any:

@@ -11,7 +11,7 @@ A row is what is left of a block's axes after those that tasks are counted by; d
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -20,10 +20,11 @@ import tvm.ir
 import tvm_ffi
 from tvm import s_tir, sym, tirx
 
+from graphc.backends.expressions import flat_buffer, flat_place, loads, reads, substituted
 from graphc.backends.row import RUN, Combine, folded
 from graphc.backends.schedule_generic import inline_all
 from graphc.backends.schedule_reduction import REDUCTION, SPATIAL
-from graphc.backends.statements import VECTORIZED, const, function, loop, sequence, spread, tasks, vector
+from graphc.backends.statements import const, function, loop, sequence, spread, tasks, vector, vectorized
 from graphc.backends.targets import Target
 
 BITS = {"float32": 32, "float64": 64, **{f"{sign}int{bits}": bits for sign in ("", "u") for bits in (8, 16, 32, 64)}}
@@ -78,7 +79,7 @@ class Lines:
 
     def element(self, k: Any) -> tuple[Any, Any]:
         """(value, place) at one `k`."""
-        return _substituted(self.value, {self.k: k}), _substituted(self.at, {self.k: k})
+        return substituted(self.value, {self.k: k}), substituted(self.at, {self.k: k})
 
 
 def schedule(fused: Any, target: Target) -> Any:
@@ -91,14 +92,14 @@ def schedule(fused: Any, target: Target) -> Any:
     if len(blocks) < len(found) or len(counts) != 1 or target.lanes(32) < 2:
         return None
     count = counts.pop()
-    rows = _Rows(count, {p: tirx.decl_buffer((_size(p),), p.dtype, p.name) for p in fused.params}, target)
+    rows = _Rows(count, {p: flat_buffer(p) for p in fused.params}, target)
     statements = [rows.statement(block) for block in blocks]
     if any(statement is None for statement in statements):
         return None
 
     def body(task: Any) -> Any:
         inside = sequence([*map(tirx.AllocBuffer, rows.partial.values()), *statements])
-        return _substituted(inside, {rows.task: task})
+        return substituted(inside, {rows.task: task})
 
     return function(list(rows.flat.values()), fused.attrs, [tasks(count, body)])
 
@@ -118,7 +119,7 @@ def _block(block: Any) -> Block | None:
     if init is None:
         return whole if not reduced else None
     combine = COMBINES.get(type(store.value))
-    terms = [term for term in (store.value.a, store.value.b) if not _reads(term, store.buffer)] if combine else []
+    terms = [term for term in (store.value.a, store.value.b) if not reads(term, store.buffer)] if combine else []
     plain = isinstance(init, tirx.BufferStore) and str(store.buffer.dtype) in BITS and len(terms) == 1
     return Block(store.buffer, store.indices, spatial, reduced, terms[0], combine, init.value) if plain else None
 
@@ -169,8 +170,9 @@ class _Rows:
         steps = {axis.variable: tirx.Var("step", "int32") for axis in axes}
         analyzer = self._analyzer({steps[axis.variable]: axis.steps for axis in axes})
         places = {axis.variable: axis.begin + steps[axis.variable] for axis in axes}
-        made = [load for load in _loads(_substituted(block.value, places)) if load.source not in self.flat]
-        return all(load.source in self.partial and analyzer.can_prove_equal(_flat(load), self.task) for load in made)
+        made = [load for load in loads(substituted(block.value, places)) if load.source not in self.flat]
+        own = [load for load in made if load.source in self.partial]
+        return len(made) == len(own) and all(analyzer.can_prove_equal(flat_place(load), self.task) for load in own)
 
     def _analyzer(self, loops: Mapping[Any, int]) -> Any:
         analyzer = sym.Analyzer()
@@ -195,23 +197,23 @@ class _Rows:
         def load(found: Any) -> Any:
             if found.source in self.partial:
                 return self.partial[found.source][const(0)]
-            return self.flat[found.source][analyzer.simplify(_flat(found))]
+            return self.flat[found.source][analyzer.simplify(flat_place(found))]
 
-        value = tvm_ffi.structural_map(_substituted(block.value, places), (tvm.ir.TensorLoad, load))
-        stored = tirx.BufferLoad(block.buffer, [_substituted(index, places) for index in block.indices])
-        return Lines(extents, k, length, value, analyzer.simplify(_flat(stored)))
+        value = tvm_ffi.structural_map(substituted(block.value, places), (tvm.ir.TensorLoad, load))
+        stored = tirx.BufferLoad(block.buffer, [substituted(index, places) for index in block.indices])
+        return Lines(extents, k, length, value, analyzer.simplify(flat_place(stored)))
 
     def _is_dense(self, lines: Lines) -> bool:
         """Whether every access is at the element after that of k - 1, or at the same one."""
         analyzer = self._analyzer({**lines.outer, lines.k: lines.length - 1})
-        loads = [load for load in _loads(lines.value) if any(load.source.same_as(b) for b in self.flat.values())]
-        places = [*(load.indices[0] for load in loads), lines.at]
-        steps = [analyzer.simplify(_substituted(place, {lines.k: lines.k + 1}) - place) for place in places]
+        read = [load for load in loads(lines.value) if any(load.source.same_as(b) for b in self.flat.values())]
+        places = [*(load.indices[0] for load in read), lines.at]
+        steps = [analyzer.simplify(substituted(place, {lines.k: lines.k + 1}) - place) for place in places]
         return all(isinstance(step, tirx.IntImm) and int(step.value) in (0, 1) for step in steps)
 
     def _lanes(self, block: Block) -> int:
         """Of the widest type that a block reads or makes."""
-        kinds = [str(block.buffer.dtype), *(str(load.source.dtype) for load in _loads(block.value))]
+        kinds = [str(block.buffer.dtype), *(str(load.source.dtype) for load in loads(block.value))]
         return self.target.lanes(max(BITS.get(kind, 32) for kind in kinds))
 
     def _store(self, block: Block, element: tuple[Any, Any]) -> Any:
@@ -230,7 +232,7 @@ class _Rows:
         lanes = self._lanes(block)
 
         def body(first: Any, count: int) -> Any:
-            return _vectorized(count, lambda v: self._store(block, lines.element(first + v)))
+            return vectorized(count, lambda v: self._store(block, lines.element(first + v)))
 
         whole, left = divmod(lines.length, lanes)
         parts = [loop("vector", 0, whole, lambda n: body(n * lanes, lanes))]
@@ -249,7 +251,7 @@ class _Rows:
                 at = place * lanes + v
                 return tirx.BufferStore(made, combine(made[at], lines.element(number * lanes + v)[0]), [at])
 
-            return _vectorized(count, element)
+            return vectorized(count, element)
 
         def step(n: Any) -> Any:
             return sequence([add(n * run + place, place, lanes) for place in range(run)])
@@ -271,39 +273,9 @@ def _around(lines: Lines, body: Any) -> Any:
     return body
 
 
-def _vectorized(count: int, body: Callable[[Any], Any]) -> Any:
-    return loop("lane", 0, count, body, VECTORIZED) if count > 1 else body(const(0))
-
-
-def _substituted(part: Any, places: Mapping[Any, Any]) -> Any:
-    return tvm_ffi.structural_map(part, (tirx.Var, lambda variable: places.get(variable, variable)))
-
-
-def _loads(expression: Any) -> list[Any]:
-    found: list[Any] = []
-    tvm_ffi.structural_walk(expression, (tvm.ir.TensorLoad, found.append))
-    return found
-
-
 def _compares_places(expression: Any) -> bool:
     """Whether something depends on a comparison of 64-bit indices."""
     found: list[Any] = []
     for kind in (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE):
         tvm_ffi.structural_walk(expression, (kind, found.append))
     return any(str(comparison.a.ty.dtype) == "int64" for comparison in found)
-
-
-def _reads(expression: Any, buffer: Any) -> bool:
-    return any(load.source.same_as(buffer) for load in _loads(expression))
-
-
-def _flat(load: Any) -> Any:
-    """Where in its buffer, as a flat one, an element lies."""
-    at: Any = const(0)
-    for index, extent in zip(load.indices, load.source.shape, strict=True):
-        at = at * extent + index
-    return at
-
-
-def _size(buffer: Any) -> int:
-    return prod(int(extent) for extent in buffer.shape)

@@ -27,7 +27,6 @@ from graphc.backends.coded_layout import Layout
 from graphc.backends.decode import Decoder
 from graphc.backends.geometry import Pattern, Rows
 from graphc.backends.statements import (
-    VECTORIZED,
     clipped_taps,
     const,
     function,
@@ -37,6 +36,7 @@ from graphc.backends.statements import (
     spread,
     tasks,
     vector,
+    vectorized,
 )
 from graphc.backends.targets import Target
 from graphc.backends.tiles import window_tile
@@ -168,4 +168,4 @@ class _Window:
             position = [row // self.out_height, row % self.out_height, first + p, channel + i]
             return self.anchor.epilogue(position, acc[p * lanes + i])
 
-        return loop("lane", 0, lanes, lane, VECTORIZED) if lanes > 1 else lane(const(0))
+        return vectorized(lanes, lane)

@@ -16,6 +16,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.tirx.buffer import is_buffer_var
 
+from graphc.backends.expressions import loads
 from graphc.backends.statements import PARALLEL, WORKSPACE
 
 TASK = "task"
@@ -69,8 +70,8 @@ def _in_place(nest: Any, arguments: tuple[Any, ...], results: tuple[Any, ...]) -
         and str(b.dtype) == str(target.dtype)
         and tvm_ffi.structural_equal(b.shape, target.shape)
     ]
-    loads = _loads(nest)
-    if _holds([load.source for load in loads], target):
+    found = loads(nest)
+    if _holds([load.source for load in found], target):
         return {}  # an accumulator: it is read before all of it is written
     matching: list[Any] = []
 
@@ -78,23 +79,16 @@ def _in_place(nest: Any, arguments: tuple[Any, ...], results: tuple[Any, ...]) -
         if statement.buffer.same_as(target):
             matching.extend(
                 each.source
-                for each in _loads(statement.value)
+                for each in loads(statement.value)
                 if tvm_ffi.structural_equal(each.indices, statement.indices)
             )
 
     tvm_ffi.structural_walk(nest, (tirx.BufferStore, store))
     for source in alike:
-        count = sum(load.source.same_as(source) for load in loads)
+        count = sum(load.source.same_as(source) for load in found)
         if count and count == sum(match.same_as(source) for match in matching):
             return {target: source}
     return {}
-
-
-def _loads(part: Any) -> list[Any]:
-    """Every load of a tensor element under a statement or expression."""
-    found: list[Any] = []
-    tvm_ffi.structural_walk(part, (tvm.ir.TensorLoad, found.append))
-    return found
 
 
 def _holds(buffers: Sequence[Any], buffer: Any) -> bool:

@@ -29,6 +29,11 @@ def loop(name: str, begin: Any, extent: Any, body: Callable[[Any], Any], kind: A
     return tirx.For(variable, begin, extent, kind, body(variable))
 
 
+def vectorized(lanes: int, body: Callable[[Any], Any]) -> Any:
+    """body(lane) for every lane of a vector at once."""
+    return loop("lane", 0, lanes, body, VECTORIZED) if lanes > 1 else body(const(0))
+
+
 def vector(start: Any, lanes: int) -> Any:
     """Indices start, start + 1, ... of one vector access."""
     return tirx.Ramp(start, 1, lanes) if lanes > 1 else start

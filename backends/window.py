@@ -1,7 +1,7 @@
 """The sliding window of convolutions and pools: kernel, strides, dilations and explicit pads of a node (no TVM)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphc.ir import Node
 
@@ -18,8 +18,17 @@ class Window:
     output: tuple[int, ...]
 
     @property
-    def padded(self) -> bool:
-        return any(self.begin) or any(self.end)
+    def reaches_out(self) -> bool:
+        """Whether some window lies partly outside the input."""
+        return any(pad > 0 for pad in (*self.begin, *self.end))
+
+    def padded_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Of an input of `size` with its padding."""
+        return tuple(n + b + max(e, 0) for n, b, e in zip(size, self.begin, self.end, strict=True))
+
+    def without_padding(self) -> "Window":
+        """The window over an input that has its padding around it."""
+        return replace(self, begin=(0,) * len(self.begin), end=tuple(min(e, 0) for e in self.end))
 
 
 def window(node: Node, size: Sequence[int], output: Sequence[int], kernel: Sequence[int]) -> Window:

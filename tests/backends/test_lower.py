@@ -144,6 +144,8 @@ def test_layouts_and_views(machine: tuple[Server, Cache], tmp_path: Path) -> Non
     weights: dict[str, Array] = {name: rng.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
     weights |= {
         "axes": np.array([2]),
+        "spatial": np.array([2, -1]),
+        "channels": np.array([1]),
         "starts": np.array([1]),
         "ends": np.array([4]),
         "pads": np.array([0, 1, 0, 2, 0, 0, 1, 0]),
@@ -168,6 +170,9 @@ def test_layouts_and_views(machine: tuple[Server, Cache], tmp_path: Path) -> Non
         "e = Conv(p, u)",
         "g = HardSigmoid(e)",
         "y10 = Mul(j, g)",
+        "y11 = ReduceMean<keepdims=0>(j, spatial)",
+        "y12 = ReduceMax<keepdims=0>(j, channels)",
+        "y13 = ReduceSum<keepdims=0>(j, axes)",
     ]
     shapes = {"x": (1, 4, 5, 5), "z": (1, 6, 5, 5)}
     feeds: dict[str, Array] = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
