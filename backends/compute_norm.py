@@ -12,6 +12,7 @@ for task = row:
               + beta[k]
 """
 
+import json
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import tvm
 from tvm import te, tirx
 
 from graphc.backends import vector_math
+from graphc.backends.layout import DOMAIN as CHANNELS_LAST
 from graphc.backends.layout import POINTWISE
 from graphc.backends.relax_module import OUT_FUSIBLE, REDUCTION, Lowering, computes, convert
 from graphc.backends.row import Row, folded
@@ -118,11 +120,24 @@ def _of_channels(dims: Sequence[int], groups: int) -> _Statistics:
     )
 
 
-def _normalized(state: Lowering, node: Node, shared: _Statistics, place: slice, *, centred: bool = True) -> Any:
+def _of_last_channels(dims: Sequence[int], groups: int) -> _Statistics:
+    """The same, x being (N, *spatial, C)."""
+    width = dims[-1] // groups
+    return _Statistics(
+        (dims[0], groups),
+        (*dims[1:-1], width),
+        lambda group, member: (group[0], *member[:-1], group[1] * width + member[-1]),
+        lambda index: (index[0], index[-1] // width),
+    )
+
+
+def _normalized(
+    state: Lowering, node: Node, shared: _Statistics, place: slice, anchor: str = "", *, centred: bool = True
+) -> Any:
     """(x - mean) * (gamma / sqrt(variance + epsilon)) + beta; not `centred`: without the mean, as if it were 0.
 
     gamma and beta have the axes `place` of x. What follows element by element is computed with it, in registers; what
-    comes before where nothing follows.
+    comes before where nothing follows. `anchor` describes it to a rule of its own.
     """
     share = 1.0 / prod(shared.members)
     epsilon, size = node.get_float("epsilon", 1e-5), state.type(node.inputs[0]).dims
@@ -131,7 +146,10 @@ def _normalized(state: Lowering, node: Node, shared: _Statistics, place: slice, 
         def total(term: Callable[[Sequence[Any], Any], Any], name: str) -> te.Tensor:
             steps = [te.reduce_axis((0, extent), f"m{axis}") for axis, extent in enumerate(shared.members)]
             return te.compute(
-                shared.groups, lambda *g: te.sum(term(g, x[tuple(shared.element(g, steps))]), axis=steps), name=name
+                shared.groups,
+                lambda *g: te.sum(term(g, x[tuple(shared.element(g, steps))]), axis=steps),
+                name=name,
+                attrs={"graphc.role": name} if anchor else None,
             )
 
         sums = total(lambda _, element: element, "sums") if centred else None
@@ -152,10 +170,13 @@ def _normalized(state: Lowering, node: Node, shared: _Statistics, place: slice, 
             scaled = away(group, x[i]) * scale
             return scaled + weights[1][i[place]] if len(weights) > 1 else scaled
 
-        return te.compute(size, value, name="normalized")
+        if not anchor:
+            return te.compute(size, value, name="normalized")
+        made = te.compute(size, value, name="normalized", attrs={"graphc.anchor": anchor})
+        return te.compute(size, lambda *i: made[i], name="out")
 
     operands = [state.value(name) for name in node.inputs if name]
-    pattern = OUT_FUSIBLE if _is_followed(state, node) else REDUCTION
+    pattern = OUT_FUSIBLE if anchor or _is_followed(state, node) else REDUCTION
     return state.emit(define, *operands, name=node.op.lower(), pattern=pattern)
 
 
@@ -190,3 +211,13 @@ def channel_normalization(state: Lowering, node: Node) -> Sequence[Any]:
         return convert(state, node)
     groups = node.get_int("num_groups", kind.dims[1])
     return [_normalized(state, node, _of_channels(kind.dims, groups), slice(1, 2))]
+
+
+@computes(CHANNELS_LAST, "InstanceNormalization", "GroupNormalization")
+def channel_normalization_last(state: Lowering, node: Node) -> Sequence[Any]:
+    """The same, channels last, scheduled by `schedule_channel_norm`."""
+    dims = state.type(node.inputs[0]).dims
+    groups = node.get_int("num_groups", dims[-1])
+    info = {"kind": "channel_norm", "input": dims, "output": dims[1:-1], "groups": groups}
+    described = json.dumps({**info, "epsilon": node.get_float("epsilon", 1e-5)})
+    return [_normalized(state, node, _of_last_channels(dims, groups), slice(len(dims) - 1, None), described)]

@@ -349,6 +349,16 @@ def _reduced_axes(state: _Layouts, node: Node) -> tuple[int, ...] | None:
     return tuple(int(axis) % rank for axis in given.ravel()) if given is not None and given.size else None
 
 
+def _channel_norm(state: _Layouts, node: Node) -> bool:
+    """Normalizations of float32 channels over their positions."""
+    x, *parameters = node.inputs
+    if not _follows(state, [x]) or state.graph.types[x].dtype != np.float32 or not state.graph.types[x].size:
+        return False
+    operands = [state.as_last(x), *(state.as_first(name) for name in parameters)]
+    state.produce_last(node, node.op, operands, dict(node.attributes), DOMAIN)
+    return True
+
+
 def _dynamic_quantize(state: _Layouts, node: Node) -> bool:
     """DynamicQuantizeLinear: one grid, whatever the order of the elements."""
     if not _follows(state, node.inputs[:1]):
@@ -396,6 +406,7 @@ RULES: dict[str, Rule] = {
     **_table(_first_operand, "Clip QuantizeLinear DequantizeLinear Table"),
     **_table(_along_axis, "Concat Split Softmax LogSoftmax Hardmax"),
     **_table(_reduce, "ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceProd ReduceSumSquare Mean"),
+    **_table(_channel_norm, "InstanceNormalization GroupNormalization"),
     "DynamicQuantizeLinear": _dynamic_quantize,
     "Slice": _slice,
     "Pad": _pad,

@@ -4,6 +4,7 @@ from typing import Any
 
 from graphc.backends import (
     schedule_amx,
+    schedule_channel_norm,
     schedule_columns,
     schedule_contraction,
     schedule_decoded,
@@ -30,6 +31,7 @@ RULES = (
     schedule_contraction.schedule,
     schedule_depthwise.schedule,
     schedule_window.schedule,
+    schedule_channel_norm.schedule,
 )
 
 

@@ -42,7 +42,7 @@ def _is_injective(sch: Any, block: Any) -> bool:
     statement = sch.get(block)
     return (
         statement.init is None
-        and "graphc.role" not in statement.annotations
+        and not {"graphc.role", "graphc.anchor"} & set(statement.annotations)
         and all(axis.iter_type == SPATIAL for axis in statement.iter_vars)
     )
 

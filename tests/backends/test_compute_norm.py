@@ -10,6 +10,7 @@ from onnx import helper, numpy_helper, parser
 from graphc.backends.build import build_target
 from graphc.backends.cache import Cache
 from graphc.backends.worker import Server
+from graphc.execute import Session
 from graphc.importer import load
 from graphc.ir import Array
 from graphc.runner import Runner
@@ -101,3 +102,34 @@ def test_normalizations(cpu: str, tmp_path: Path) -> None:
     assert isinstance(found, dict)
     for name, value in expected.items():
         assert np.abs(found[name] - value).max() <= 2e-6 * np.abs(value).max(), name
+
+
+BETWEEN = """g (float[2,3,9,11] x) => (y, z) {
+    a = Conv(x, w)  n = InstanceNormalization(a, g, b)  r = Relu(n)
+    c = Conv<pads=[1,1,1,1]>(r, v)  m = GroupNormalization<num_groups=4>(c, g, b)  s = Sigmoid(m)  t = Mul(m, s)
+    q = Add(t, r)  y = Conv(q, u)
+    p = GlobalAveragePool(q)  o = InstanceNormalization(q, g, b)  f = Add(o, p)  z = Conv(f, u)
+}"""
+
+
+@pytest.mark.parametrize("cpu", ("x86-64-v2", "x86-64-v4"))
+def test_between_convolutions(cpu: str, tmp_path: Path) -> None:
+    """Channels stay last: only what enters and leaves the graph is transposed. 20 channels are no whole vectors."""
+    rng = np.random.default_rng(5)
+    shapes = {"w": (20, 3, 1, 1), "v": (20, 20, 3, 3), "u": (6, 20, 1, 1), "g": (20,), "b": (20,)}
+    proto = parser.parse_graph(BETWEEN)
+    proto.initializer.extend(
+        numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name) for name, shape in shapes.items()
+    )
+    graph = load(helper.make_model(proto, opset_imports=[helper.make_opsetid("", 23)], ir_version=11))
+    given: dict[str, Array] = {"x": (3 + rng.standard_normal((2, 3, 9, 11))).astype(np.float32)}
+    expected = Session(graph).run(given)
+    with Server(1) as server:
+        manifest = build_target(graph, runnable(cpu), tmp_path / "out", server, Cache(tmp_path / "cache"))
+    assert sum(step.kernel.startswith("transpose") for step in manifest.steps) == 3
+    for threads in (1, 3):
+        with Runner(tmp_path / "out", threads) as runner:
+            found = runner(**given)
+        assert isinstance(found, dict)
+        for name, value in expected.items():
+            assert np.abs(found[name] - value).max() <= 1e-5 * np.abs(value).max(), name
