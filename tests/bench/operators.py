@@ -109,6 +109,17 @@ CASES: Mapping[str, Case] = {
         (1, 256, 32, 32),
         weights=_affine(256),
     ),
+    "conv instancenorm relu conv 1x32x128x128": Case(
+        "c = Conv<pads=[1,1,1,1]>(x, w) n = InstanceNormalization(c, g, b) m = Relu(n) y = Conv<pads=[1,1,1,1]>(m, w)",
+        (1, 32, 128, 128),
+        weights={**_affine(32), "w": (32, 32, 3, 3)},
+    ),
+    "conv groupnorm silu conv 1x64x64x64": Case(
+        "c = Conv<pads=[1,1,1,1]>(x, w) n = GroupNormalization<num_groups=8>(c, g, b) s = Sigmoid(n) m = Mul(n, s)"
+        " y = Conv<pads=[1,1,1,1]>(m, w)",
+        (1, 64, 64, 64),
+        weights={**_affine(64), "w": (64, 64, 3, 3)},
+    ),
     "globalpool 1x1280x7x7": Case("y = GlobalAveragePool(x)", (1, 1280, 7, 7)),
     "globalpool 1x64x112x112": Case("y = GlobalAveragePool(x)", (1, 64, 112, 112)),
     "globalmax 1x512x14x14": Case("y = GlobalMaxPool(x)", (1, 512, 14, 14)),
