@@ -1,7 +1,9 @@
 """Speed, memory and compile time of whole models: graphc's artifacts beside onnxruntime and OpenVINO, in one run.
 
-    python -m tests.bench.speed MODEL.onnx [...] [--threads 1 2] [--seconds S] [--out DIR] [--json FILE]
+    python -m tests.bench.speed [MODEL.onnx ...] [--threads 1 2] [--seconds S] [--out DIR] [--json FILE]
+                                [--markdown FILE]
 
+Without models: those of `tests.bench.speed_models`, made in DIR/models. The table is printed, or written to a file.
 Each model is built for this machine in a fresh cache (its time is the cold build), verified against onnxruntime, and
 timed in turns with the peers (graphc/bench.py). A cell compares with the faster peer of that cell. Memory is the peak
 of a Python process that opens the model and runs it ten times. Run it while nothing else computes, and compare ratios
@@ -23,6 +25,7 @@ from statistics import geometric_mean
 from graphc.benchmark import OWN, Benchmark, benchmark
 from graphc.machine import machine
 from graphc.verify import verify
+from tests.bench.speed_models import make
 
 PEERS = ("onnxruntime", "openvino")
 RUNS = 10
@@ -134,21 +137,25 @@ def table(results: Sequence[Result]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("models", nargs="*", type=Path)
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--seconds", type=float, default=6.0, help="how long each cell is timed, about")
     parser.add_argument("--out", type=Path, default=Path("build/speed"), help="where artifacts are built")
     parser.add_argument("--json", type=Path, help="write all figures there")
+    parser.add_argument("--markdown", type=Path, help="write the table there")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     results = []
-    for model in given.models:
+    for model in given.models or make(given.out / "models"):
         results.append(measure(model, given.out, given.threads, given.seconds))
         print(f"{model.stem}: {[round(cell.ratio, 2) for cell in results[-1].cells]}", file=sys.stderr, flush=True)
         if given.json:
             given.json.write_text(json.dumps([asdict(result) for result in results], indent=1))
-    print(machine())
-    print(table(results))
+    text = f"{machine()}\n\n{table(results)}\n"
+    if given.markdown:
+        given.markdown.write_text(text)
+    else:
+        print(text, end="")
     return 0 if all(result.agrees for result in results) else 4
 
 
