@@ -1,7 +1,7 @@
 """What may be worth measuring for the kernels of each schedule rule, beside what the cost model says (no TVM).
 
 Rules stand in the order of `graphc.backends.schedule`, and the first that takes a layer names its candidates. A layer
-that none takes has nothing to choose: the generic rule computes it.
+that none takes has no candidates: the generic rule computes it, or tiles that were searched (`searchable`).
 """
 
 from collections.abc import Callable, Iterator

@@ -4,9 +4,9 @@ A choice changes how a kernel computes, never what: integers stay equal, floats 
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 
@@ -31,6 +31,13 @@ DECODERS = {
 """Operators that expressions of weights are made of."""
 
 
+MOST = 64
+"""More than any number of a choice can say."""
+
+Tiles: TypeAlias = tuple[tuple[int, ...], ...]
+"""Each loop of a sum, cut into parts that multiply to it, the outermost first."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """None: what the cost model says. What a target or a layer does not have is ignored."""
@@ -44,6 +51,8 @@ class Choice:
     tiles, groups of 16 that a task takes."""
     tile: int | None = None
     """Output columns that one register tile spans."""
+    tiles: Tiles | None = None
+    """How the loops of a sum that no schedule rule takes are cut (see `graphc.backends.searchable`)."""
 
     def block(self, target: Target, channels: int, dot: Dot | None = None, positions: int = 0) -> int:
         """Output channels that lie next to each other in packed weights; `positions` are those of the output."""
@@ -55,6 +64,21 @@ class Choice:
     def data(self) -> dict[str, Any]:
         """As JSON: only what is chosen."""
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> "Choice":
+        """From `data`. Raises TypeError or ValueError where that is of another form."""
+        choice = cls(**data)
+        choice = replace(choice, tiles=_tuples(choice.tiles))
+        numbers = (each for each in (choice.winograd, choice.vectors, choice.tile) if each is not None)
+        if not all(_is_whole(each) and each <= MOST for each in numbers):
+            raise ValueError(f"a number is none from 0 to {MOST}")
+        if choice.dot is not None and choice.dot not in get_args(Kind):
+            raise ValueError(f"no instruction {choice.dot!r}")
+        tiles = () if choice.tiles is None else choice.tiles
+        if not isinstance(tiles, tuple) or not all(isinstance(t, tuple) and all(map(_is_whole, t)) for t in tiles):
+            raise ValueError("tiles are no lists of numbers")
+        return choice
 
 
 Choices: TypeAlias = Mapping[str, Choice]
@@ -97,6 +121,14 @@ def _operand(graph: Graph, name: str) -> str:
 
 def _attributes(node: Node, names: tuple[str, ...]) -> list[str]:
     return [f"{name}={_plain(node.attributes[name])}" for name in names if name in node.attributes]
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> str:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from tvm import te, tirx
 
+from graphc.backends.choices import Tiles
 from graphc.backends.compute_coded import coded_operand
 from graphc.backends.compute_sparse import Skipping, SparseOperand, Weights, described, sparse_operand
 from graphc.backends.compute_winograd import WinogradConvolution
@@ -31,6 +32,7 @@ from graphc.backends.dot import DOTS, Dot, dot_product
 from graphc.backends.dot import Kind as DotKind
 from graphc.backends.relax_module import INJECTIVE, OPAQUE, OUT_FUSIBLE, Lowering, computes
 from graphc.backends.schedule_pad import BORDER
+from graphc.backends.searchable import attributes
 from graphc.backends.statements import wide
 from graphc.backends.tiles import SMALL, WIDEST_AT_EDGES, winograd_block
 from graphc.backends.window import Window, window
@@ -59,6 +61,8 @@ class Convolution:
     """Output columns in a register tile; None: the cost model's."""
     vectors: int | None = None
     """Groups of 16 output channels that a task of matrix tiles takes at most; None: the cost model\'s."""
+    tiles: Tiles | None = None
+    """How the loops of the sum are cut where no rule takes it; None: as the generic rule does."""
 
     @property
     def depth(self) -> int:
@@ -184,6 +188,7 @@ def convolution(state: Lowering, node: Node, weights: np.dtype[Any] | None = Non
         dot.kind,
         choice.tile,
         choice.vectors,
+        choice.tiles,
     )
 
 
@@ -310,7 +315,10 @@ def accumulate(
         (n, *span.output, *last),
         _TERMS[conv.kind](added, weights),
         name="conv",
-        attrs={"graphc.anchor": conv.description(int(n), dtype, shift, int(pad_value.value), described(weights))},
+        attrs={
+            "graphc.anchor": conv.description(int(n), dtype, shift, int(pad_value.value), described(weights)),
+            **attributes(conv.tiles),
+        },
     )
 
 
@@ -495,6 +503,7 @@ class TransposedConvolution:
     """Input channels of one group."""
     outer: int
     """Output channels of one group."""
+    tiles: Tiles | None = None
 
     def pack(self, weights: Array) -> Array:
         """ONNX weights (C, O / groups, *K) as (*K, C, O / groups)."""
@@ -521,7 +530,10 @@ class TransposedConvolution:
             )
 
         return te.compute(
-            (x.shape[0], *self.output, filters), lambda *i: te.sum(term(*i), axis=[*taps, c]), name="conv_transpose"
+            (x.shape[0], *self.output, filters),
+            lambda *i: te.sum(term(*i), axis=[*taps, c]),
+            name="conv_transpose",
+            attrs=attributes(self.tiles),
         )
 
 
@@ -540,6 +552,7 @@ def transposed_convolution(state: Lowering, node: Node) -> TransposedConvolution
         transposed_begin(node, size, output, kernel),
         channels // groups,
         filters // groups,
+        state.choice(node).tiles,
     )
 
 

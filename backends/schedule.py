@@ -13,6 +13,7 @@ from graphc.backends import (
     schedule_half,
     schedule_pad,
     schedule_rows,
+    schedule_searched,
     schedule_sparse,
     schedule_window,
     schedule_winograd,
@@ -45,5 +46,6 @@ def scheduled(function: Any, target: Target) -> Any:
             nest = rule(anchor, target)
             if nest is not None:
                 return nest
-    by_rows = schedule_pad.schedule(function, target) or schedule_rows.schedule(function, target)
+    searched = schedule_searched.schedule(function, target)
+    by_rows = searched or schedule_pad.schedule(function, target) or schedule_rows.schedule(function, target)
     return by_rows or schedule_generic.schedule(function, target)

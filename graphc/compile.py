@@ -26,7 +26,7 @@ from graphc.progress import Progress, silent
 from graphc.report import Report
 from graphc.runner import Runner
 from graphc.staging import MODEL, REPORT, Staging
-from graphc.tune import timer, tuned
+from graphc.tune import searcher, timer, tuned
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ def build_job(
         save(done.graph, staging.folder / MODEL)
         notes: dict[str, str] = {}
         for target in job.targets:
-            measured = timer(target, server, memory.cache)
-            found = tuned(done.graph, target, job.tunings.get(target.id), measured, progress)
+            measure_kernels, search = timer(target, server, memory.cache), searcher(target, server)
+            found = tuned(done.graph, target, job.tunings.get(target.id), measure_kernels, search, progress)
             notes[target.id], folder = found.note, staging.folder / target.id
             build_target(done.graph, target, folder, server, memory.cache, choices=found.choices, progress=progress)
         report = measure(job, done, staging.folder, memory, notes, progress)

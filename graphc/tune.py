@@ -1,6 +1,9 @@
 """Choosing kernels by measuring them, and remembering what was chosen in a file that the user can commit.
 
-    distinct kernels of the graph -> candidates (graphc/backends/choices.py) -> built and timed here -> the fastest
+    distinct kernels of the graph -> candidates (graphc/backends/candidates.py) -> built and timed here -> the fastest
+
+Kernels that no schedule rule takes, such as transposed convolutions, have no candidates; for them `thorough` asks TVM's
+MetaSchedule (graphc/backends/search.py) for tiles, and again for better ones once the first are measured.
 
 A database is JSON: per target and per kernel what was chosen, with its time and the cost model's. What it holds is not
 measured again, on any machine; what it lacks is measured where the target is the machine at hand, and is left to the
@@ -23,13 +26,14 @@ from graphc.backends import toolchain
 from graphc.backends.build import build_program, integerized, lowered
 from graphc.backends.cache import Cache
 from graphc.backends.candidates import candidates
-from graphc.backends.choices import BY_MODEL, RULES, Choice, Choices, decoder, kernel_id
+from graphc.backends.choices import BY_MODEL, RULES, Choice, Choices, Tiles, decoder, kernel_id
 from graphc.backends.float_products import narrowed
 from graphc.backends.layout import channels_last
 from graphc.backends.program import Program
+from graphc.backends.searchable import loops, usable
 from graphc.backends.targets import Target, resolve
 from graphc.backends.widen import widened
-from graphc.backends.worker import Server
+from graphc.backends.worker import Job, Server
 from graphc.errors import InputError, UnsupportedError
 from graphc.ir import Graph, Node
 from graphc.progress import Progress, silent
@@ -39,7 +43,12 @@ from graphc.samples import seeded
 Effort: TypeAlias = Literal["quick", "thorough"]
 Measure: TypeAlias = Callable[[Graph, Node, Sequence[Choice]], Sequence[float]]
 """(graph, node, choices) -> seconds of the node's kernels with each choice."""
+Search: TypeAlias = Callable[[Graph, Node, Mapping[Tiles, float]], Sequence[Tiles]]
+"""(graph, node, seconds of the tiles tried so far) -> tiles to try."""
 
+SEARCH = "graphc.backends.search:search_job"
+ROUNDS, TRIALS = 2, 12
+"""How often tiles are searched for a kernel, and how many each time."""
 FORMAT = 1
 GAIN = 0.03
 """Part of its time that a choice must save to be preferred to the cost model's: less is noise."""
@@ -90,7 +99,7 @@ class Database:
         section = self._data["targets"].get(_target_id(target), {"kernels": {}})
         try:
             return {kernel: _entry(each) for kernel, each in section["kernels"].items()}
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 str(self.path), f"an entry is damaged: {error!r}.", "Restore or delete the file."
             ) from error
@@ -128,7 +137,7 @@ def _target_id(target: Target) -> str:
 def _entry(data: Mapping[str, Any]) -> Entry:
     if data["effort"] not in ("quick", "thorough"):
         raise ValueError(data["effort"])
-    return Entry(Choice(**data["choice"]), data["effort"], float(data["seconds"]), float(data["by_model"]))
+    return Entry(Choice.read(data["choice"]), data["effort"], float(data["seconds"]), float(data["by_model"]))
 
 
 def _data(entry: Entry) -> dict[str, Any]:
@@ -142,11 +151,17 @@ def laid_out(graph: Graph, target: Target) -> Graph:
 
 
 def tuned(
-    graph: Graph, target: Target, tuning: Tuning | None, measure: Measure | None, progress: Progress = silent
+    graph: Graph,
+    target: Target,
+    tuning: Tuning | None,
+    measure: Measure | None,
+    search: Search | None = None,
+    progress: Progress = silent,
 ) -> Tuned:
     """The choices for `graph`, none where nothing is asked for; `measure` is None where the target does not run here.
 
-    Raises InputError for a damaged database.
+    Without `search` kernels that no schedule rule takes are left to the generic one, unless the database has tiles.
+    Raises InputError for a damaged database. Tiles that are none for their kernel are left out, and the note says so.
     """
     if tuning is None:
         return Tuned({}, "")
@@ -154,19 +169,20 @@ def tuned(
     database = Database(tuning.database)
     entries = database.entries(target)
     thorough = tuning.effort == "thorough"
-    kernels: dict[str, Node] = {}
-    options: dict[str, list[Choice]] = {}
-    for node in graph.nodes:
-        kernel = kernel_id(graph, node)
-        if kernel not in kernels and (found := candidates(graph, node, target, thorough)):
-            kernels[kernel], options[kernel] = node, found
+    kernels, options = _kernels(graph, target, entries, thorough, search if thorough else None)
+    unfit = [k for k, node in kernels.items() if k in entries and not usable(graph, node, target, entries[k].choice)]
+    entries = {kernel: entry for kernel, entry in entries.items() if kernel not in unfit}
     missing = [k for k in kernels if k not in entries or (thorough and entries[k].effort == "quick")]
     if measure is not None:
         for position, kernel in enumerate(missing):
             progress(f"tune {target.id}", position / len(missing))
-            seconds = measure(graph, kernels[kernel], options[kernel])
-            fastest = chosen(options[kernel], seconds, tuning.effort)
-            entries[kernel] = confirmed(fastest, partial(measure, graph, kernels[kernel]))
+            measured = partial(measure, graph, kernels[kernel])
+            if kernel in options or not thorough or search is None:
+                tried = options.get(kernel, [BY_MODEL])
+                seconds = measured(tried)
+            else:
+                tried, seconds = searched(partial(search, graph, kernels[kernel]), measured)
+            entries[kernel] = confirmed(chosen(tried, seconds, tuning.effort), measured)
             database.keep(target, entries)  # at once: an interrupted build goes on where it was
         progress(f"tune {target.id}", 1.0)
     choices = {
@@ -174,7 +190,39 @@ def tuned(
         for node in graph.nodes
         if (kernel := kernel_id(graph, node)) in kernels and kernel in entries
     }
-    return Tuned({k: v for k, v in choices.items() if v != BY_MODEL}, _note(kernels, missing, measure, tuning, target))
+    note = _note(kernels, missing, measure, tuning, target) + _note_of_unfit(unfit, tuning)
+    return Tuned({k: v for k, v in choices.items() if v != BY_MODEL}, note)
+
+
+def _kernels(
+    graph: Graph, target: Target, entries: Mapping[str, Entry], thorough: bool, search: Search | None
+) -> tuple[dict[str, Node], dict[str, list[Choice]]]:
+    """(kernel -> the first node that is one, kernel -> candidates): without these where it is for a search."""
+    kernels: dict[str, Node] = {}
+    options: dict[str, list[Choice]] = {}
+    for node in graph.nodes:
+        kernel = kernel_id(graph, node)
+        if kernel in kernels:
+            continue
+        if found := candidates(graph, node, target, thorough):
+            kernels[kernel], options[kernel] = node, found
+        elif loops(graph, node, target) and (kernel in entries or search):
+            kernels[kernel] = node
+    return kernels, options
+
+
+def searched(
+    search: Callable[[Mapping[Tiles, float]], Sequence[Tiles]], measure: Callable[[Sequence[Choice]], Sequence[float]]
+) -> tuple[list[Choice], list[float]]:
+    """(choices, seconds): the cost model's, then all tiles that were searched, each round knowing those before it."""
+    tried: list[Choice] = []
+    seconds: list[float] = []
+    for _ in range(ROUNDS):
+        known = {choice.tiles: each for choice, each in zip(tried, seconds, strict=True) if choice.tiles}
+        found = [*([] if tried else [BY_MODEL]), *(Choice(tiles=tiles) for tiles in search(known))]
+        seconds += measure(found) if found else ()
+        tried += found
+    return tried, seconds
 
 
 def chosen(options: Sequence[Choice], seconds: Sequence[float], effort: Effort) -> Entry:
@@ -207,6 +255,12 @@ def _note(
     return f"{known}; {len(missing)} left to the cost model: {target.id} does not run here. {where}"
 
 
+def _note_of_unfit(unfit: Sequence[str], tuning: Tuning) -> str:
+    if not unfit:
+        return ""
+    return f"; {len(unfit)} had tiles in {tuning.database.name} that do not multiply to its loops: {unfit[0]}"
+
+
 def runs_here(target: Target) -> bool:
     """Whether this machine executes the target's code."""
     try:
@@ -231,6 +285,18 @@ def timer(target: Target, server: Server, cache: Cache) -> Measure | None:
                 return _seconds(runner, copies)[1:]
 
     return measure
+
+
+def searcher(target: Target, server: Server, trials: int = TRIALS) -> Search:
+    """MetaSchedule in the compile server, `trials` tiles at a time."""
+
+    def search(graph: Graph, node: Node, measured: Mapping[Tiles, float]) -> Sequence[Tiles]:
+        kernel, _ = copied(graph, node, [BY_MODEL])
+        arguments = (kernel, target, loops(graph, node, target), dict(measured), trials)
+        found: Sequence[Tiles] = server.run([Job(SEARCH, arguments, node.label)])[0]
+        return found
+
+    return search
 
 
 def copied(graph: Graph, node: Node, choices: Sequence[Choice]) -> tuple[Graph, Choices]:

@@ -216,7 +216,9 @@ class Cpu(Section):
 
     `tune` measures a few ways to compute each kernel (`thorough`: more of them) where this machine runs the target's
     code, and keeps the fastest in the file `tuning`, by default tuning.json beside the spec. What that file holds is
-    used without measuring, on any machine: commit it, and builds are repeatable.
+    used without measuring, on any machine: commit it, and builds are repeatable. `thorough` also searches convolutions
+    that graphc has no schedule of its own for (transposed ones, grouped ones of integers) with TVM's MetaSchedule,
+    about a minute for each that is different.
     """
 
     cpu: CpuId
