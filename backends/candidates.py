@@ -51,6 +51,13 @@ class Layer:
         return self.graph.types[self.weights].size > 0
 
     @property
+    def is_tiled(self) -> bool:
+        """Whether register tiles compute it: dense sums and, of floats, those of groups and along any axes."""
+        groups, channels = self.node.get_int("group", 1), self.graph.types[self.node.inputs[0]].dims[-1]
+        floats = self.node.op == "Conv" and self.node.domain == CHANNELS_LAST
+        return self.is_dense or (floats and (groups == 1 or groups < channels))
+
+    @property
     def is_plain(self) -> bool:
         """Whether weights are packed as they are: those of convolutions and integers when the model is compiled."""
         given = self.node.domain or decoder(self.graph, self.weights)
@@ -69,7 +76,7 @@ Rule = Callable[[Layer], Iterator[Choice] | None]
 
 def decoded(layer: Layer) -> Iterator[Choice] | None:
     """Codes: how many vectors are decoded together, and how many columns share them."""
-    if not layer.is_dense or layer.node.domain == INTEGER or not decoder(layer.graph, layer.weights):
+    if not layer.is_tiled or layer.node.domain == INTEGER or not decoder(layer.graph, layer.weights):
         return None
     return register_tiles(layer, BY_MODEL)
 
@@ -89,9 +96,9 @@ def tiled(layer: Layer) -> Iterator[Choice] | None:
 
 
 def contraction(layer: Layer) -> Iterator[Choice] | None:
-    """Dense weights as they are: the instruction, Winograd's filtering or the direct sum, and register tiles."""
+    """Weights as they are: the instruction, Winograd's filtering or the direct sum, and register tiles."""
     if (
-        not layer.is_dense
+        not layer.is_tiled
         or not layer.is_plain
         or (layer.node.op == "Conv" and layer.weights not in layer.graph.constants)
     ):
@@ -128,7 +135,7 @@ def candidates(graph: Graph, node: Node, target: Target, thorough: bool) -> list
 def register_tiles(layer: Layer, base: Choice) -> Iterator[Choice]:
     """The direct sum with register tiles of several shapes."""
     lanes = max(1, layer.target.lanes(32))
-    channels = layer.graph.types[layer.node.outputs[0]].dims[-1]
+    channels = layer.graph.types[layer.node.outputs[0]].dims[-1] // layer.node.get_int("group", 1)
     for vectors in GROUPS:
         if vectors == 1 or lanes * vectors <= -(-channels // lanes) * lanes:
             yield from (replace(base, vectors=vectors, tile=tile) for tile in (None, *layer.tiles(vectors)))
@@ -154,7 +161,7 @@ def filtered(layer: Layer) -> Iterator[Choice]:
 
 def _filters(layer: Layer) -> bool:
     """Whether Winograd's filtering can compute the node."""
-    if layer.node.op != "Conv" or layer.node.domain != CHANNELS_LAST or not layer.target.winograd:
+    if not layer.is_dense or layer.node.op != "Conv" or layer.node.domain != CHANNELS_LAST or not layer.target.winograd:
         return False
     dims = layer.graph.types[layer.weights].dims
     steps = all(step == 1 for name in ("strides", "dilations") for step in layer.node.get_ints(name))

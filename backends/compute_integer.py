@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
-from graphc.backends import compute_conv, compute_matmul, rounding
+from graphc.backends import compute_conv, compute_conv_transpose, compute_matmul, rounding
 from graphc.backends.arithmetic import MAX_SUM, largest_sum
 from graphc.backends.compute_decode import limits
 from graphc.backends.compute_pool import counts, pool_window, window_sum
@@ -159,7 +159,7 @@ def conv(state: Lowering, node: Node) -> Sequence[Any]:
 @computes(DOMAIN, "ConvTranspose")
 def conv_transpose(state: Lowering, node: Node) -> Sequence[Any]:
     """As Conv, with the transposed window; weights are (C, O / groups, *K)."""
-    shape = compute_conv.transposed_convolution(state, node)
+    shape = compute_conv_transpose.transposed_convolution(state, node)
     output = state.type(node.outputs[0]).dims
     weights = _centered_weights(state, node, 4, 1)
     operands = [

@@ -55,6 +55,7 @@ COMPUTES: dict[tuple[str, str], Compute] = {}
 
 _ROOMS = (
     "compute_conv",
+    "compute_conv_transpose",
     "compute_matmul",
     "compute_narrow",
     "compute_pool",

@@ -167,6 +167,28 @@ def other_network() -> Graph:
     return graphc.load(model)
 
 
+def tiled_network() -> Graph:
+    """Convolutions that register tiles compute though they are not dense in two axes: in groups, and along three."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        g (float[1,32,9,9] x, float[1,8,4,5,6] v) => (float[1,64,9,9] y, float[1,24,4,5,6] w) {
+            y = Conv<pads=[1,1,1,1], group=2>(x, a)  w = Conv<pads=[1,1,1,1,1,1]>(v, b)
+        }
+    """)
+    rng = np.random.default_rng(0)
+    for name, shape in (("a", (64, 16, 3, 3)), ("b", (24, 8, 3, 3, 3))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(rng.standard_normal(shape, np.float32), name))
+    return graphc.load(model)
+
+
+def test_groups_and_three_axes_have_register_tiles_and_no_filtering() -> None:
+    graph = laid_out(tiled_network(), TARGET)
+    found = [options for node in graph.nodes if (options := candidates(graph, node, TARGET, thorough=False))]
+    assert len(found) == 2
+    assert all(choice.winograd is None for options in found for choice in options)
+    assert {choice.vectors for choice in found[0]} == {None, 1, 2}, "a group has 32 filters, two vectors"
+
+
 def test_each_rule_brings_its_candidates() -> None:
     graph = laid_out(other_network(), TARGET)
     found = {kernel_id(graph, node): candidates(graph, node, TARGET, thorough=False) for node in graph.nodes}
@@ -179,7 +201,10 @@ def test_each_rule_brings_its_candidates() -> None:
     assert "of them not zero" in kinds[2]
 
 
-@pytest.mark.parametrize("graph", [network(), integer_network(), other_network()], ids=["float", "integer", "other"])
+NETWORKS = {"float": network, "integer": integer_network, "other": other_network, "tiled": tiled_network}
+
+
+@pytest.mark.parametrize("graph", [make() for make in NETWORKS.values()], ids=list(NETWORKS))
 def test_every_choice_computes_the_same(graph: Graph, server: Server, tmp_path: Path) -> None:
     native = resolve({"cpu": "native"})
     lowered_graph = laid_out(graph, native)
