@@ -142,8 +142,9 @@ class Computed:
 
 def _computed(name: str, folder: Path) -> Computed:
     subject = f"data function {name}"
+    function = user_code.find(subject, name, folder)
     try:
-        found = user_code.find(subject, name, folder)()
+        found = function()
     except user_code.RAISED as error:
         raise InputError(subject, user_code.failure(error)) from error
     if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
