@@ -15,6 +15,7 @@ import tvm.ir
 import tvm_ffi
 from tvm import s_tir, tirx
 
+from graphc.backends.expressions import loads
 from graphc.backends.schedule_generic import inline_all
 from graphc.backends.winograd import Filtering
 
@@ -115,9 +116,7 @@ def _operands(block: Any) -> list[Any]:
     """The buffers that a block reads, in the order they are written in its expression; its own result left out."""
     found: list[Any] = []
 
-    def load(expression: Any) -> None:
-        if not expression.source.same_as(block.body.buffer) and not any(b.same_as(expression.source) for b in found):
-            found.append(expression.source)
-
-    tvm_ffi.structural_walk(block.body.value, (tvm.ir.TensorLoad, load))
+    for load in loads(block.body.value):
+        if not load.source.same_as(block.body.buffer) and not any(b.same_as(load.source) for b in found):
+            found.append(load.source)
     return found

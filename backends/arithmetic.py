@@ -116,11 +116,14 @@ def largest_sum(
     multipliers: tuple[int, int], shift: int,
 ) -> int:  # fmt: skip
     """The largest magnitude that `add` can reach before it shifts, whatever the operands hold."""
-    reaches = [
-        max(int(info.max) - z, z - int(info.min))
-        for info, z in zip((np.iinfo(str(dtype)) for dtype in dtypes), zero_points, strict=True)
-    ]
-    return sum(reach * abs(m) for reach, m in zip(reaches, multipliers, strict=True)) + (1 << (shift - 1))
+    terms = zip(dtypes, zero_points, multipliers, strict=True)
+    return sum(reach(dtype, z) * abs(m) for dtype, z, m in terms) + (1 << (shift - 1))
+
+
+def reach(dtype: np.dtype[np.generic], zero_point: int) -> int:
+    """The largest |q - zero_point| of any q of the type."""
+    info = np.iinfo(str(dtype))
+    return max(int(info.max) - zero_point, zero_point - int(info.min))
 
 
 def add_multipliers(

@@ -10,7 +10,7 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from graphc.backends.arithmetic import Numbers, Result, lookup
+from graphc.backends.arithmetic import Numbers, Result, lookup, reach
 from graphc.ir.edit import Edit
 from graphc.ir.graph import Array, Attribute, Graph, Node, TensorType
 
@@ -54,8 +54,7 @@ class Grid:
     @property
     def reach(self) -> int:
         """The largest |q - zero_point| of any q."""
-        info = np.iinfo(str(self.dtype))
-        return max(int(info.max) - self.zero_point, self.zero_point - int(info.min))
+        return reach(self.dtype, self.zero_point)
 
     def require_bytes(self, subject: str) -> None:
         """Refuse what only a table of 256 entries can compute, for integers of 16 bits."""

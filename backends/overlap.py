@@ -22,6 +22,7 @@ import tvm_ffi
 from numpy.typing import NDArray
 from tvm import sym, tirx
 
+from graphc.backends.expressions import loads, variables
 from graphc.backends.objects import BLOCKS_TO_LOOPS
 
 MOST_ITERATIONS = 1 << 22
@@ -129,7 +130,7 @@ class _Walk:
             self._loads(stmt.value, values, at + late)
         elif isinstance(stmt, tirx.DeclBuffer):
             for names in (self.written, self.read):
-                if _holds(names, _variables(stmt.data)):
+                if _holds(names, variables(stmt.data)):
                     names.append(stmt.buffer)
         elif not isinstance(stmt, tirx.AllocBuffer):
             raise _UnknownError
@@ -179,10 +180,8 @@ class _Walk:
             raise _UnknownError
 
     def _loads(self, part: Any, values: Values, at: Integers) -> None:
-        loads: list[Any] = []
-        tvm_ffi.structural_walk(part, (tvm.ir.TensorLoad, loads.append))
-        found = [load for load in loads if _holds(self.read, [load.source])]
-        mentions = sum(_holds(self.read, [each]) for each in _variables(part))
+        found = [load for load in loads(part) if _holds(self.read, [load.source])]
+        mentions = sum(_holds(self.read, [each]) for each in variables(part))
         if mentions != len(found) or _takes_address(part):
             raise _UnknownError
         for load in found:
@@ -192,12 +191,6 @@ class _Walk:
 
 def _holds(names: list[Any], variables: list[Any]) -> bool:
     return any(name.same_as(each) for name in names for each in variables)
-
-
-def _variables(part: Any) -> list[Any]:
-    found: list[Any] = []
-    tvm_ffi.structural_walk(part, (tirx.Var, found.append))
-    return found
 
 
 def _takes_address(part: Any) -> bool:

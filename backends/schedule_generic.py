@@ -6,11 +6,11 @@ for i, j: y[i, j] = g(a[i, j])      ->      parallel for i: for j: y[i, j] = g(f
 
 from typing import Any
 
-import tvm.ir
 import tvm_ffi
 from tvm import s_tir, tirx
 
 from graphc.backends import schedule_reduction
+from graphc.backends.expressions import loads
 from graphc.backends.schedule_reduction import REDUCTION, SPATIAL
 from graphc.backends.statements import PARALLEL
 from graphc.backends.targets import Target
@@ -96,11 +96,9 @@ def _same_index_everywhere(block: Any) -> bool:
     store = block.body
     if not isinstance(store, tirx.BufferStore):
         return False
-    loads: list[Any] = []
-    tvm_ffi.structural_walk(store.value, (tvm.ir.TensorLoad, loads.append))
     shape = store.buffer.shape
     return all(
         (tvm_ffi.structural_equal(load.indices, store.indices) and tvm_ffi.structural_equal(load.source.shape, shape))
         or all(isinstance(index, tirx.IntImm) for index in load.indices)
-        for load in loads
+        for load in loads(store.value)
     )

@@ -6,10 +6,9 @@ parallel for i, j / run: a[0:run] = 0; for k: a[0:run] += x[i, k, j + 0:run]; y[
 from collections.abc import Sequence
 from typing import Any
 
-import tvm.ir
-import tvm_ffi
 from tvm import tirx
 
+from graphc.backends.expressions import loads, variables
 from graphc.backends.statements import PARALLEL
 
 SPATIAL, REDUCTION = 0, 2
@@ -45,10 +44,8 @@ def schedule(sch: Any, block: Any, spatial: Sequence[Any], reduction: Sequence[A
 def _is_dense(sch: Any, block: Any, variable: Any) -> bool:
     """Whether every read that moves with an axis of a block has it as its last index, and one does."""
     body = sch.get(block).body
-    loads: list[Any] = []
-    if isinstance(body, tirx.BufferStore):
-        tvm_ffi.structural_walk(body.value, (tvm.ir.TensorLoad, loads.append))
-    moving = [load for load in loads if any(_mentions(index, variable) for index in load.indices)]
+    read = loads(body.value) if isinstance(body, tirx.BufferStore) else []
+    moving = [load for load in read if any(_mentions(index, variable) for index in load.indices)]
     sources = [load for load in moving if not load.source.same_as(body.buffer)]
     return bool(sources) and all(
         load.indices[-1].same_as(variable) and not any(_mentions(index, variable) for index in load.indices[:-1])
@@ -57,6 +54,4 @@ def _is_dense(sch: Any, block: Any, variable: Any) -> bool:
 
 
 def _mentions(expression: Any, variable: Any) -> bool:
-    found: list[Any] = []
-    tvm_ffi.structural_walk(expression, (tirx.Var, found.append))
-    return any(each.same_as(variable) for each in found)
+    return any(each.same_as(variable) for each in variables(expression))

@@ -409,9 +409,9 @@ def _with_wide_terms(
         bytes_alone = all(options[each.anchor].activations != "int16" for each in (unit, *products))
         if products and bytes_alone:
             last = max(products, key=place.__getitem__)
-            replaced[last] = replace(replaced.get(last, last), results=())
+            replaced[last] = replace(last, results=())
             data = tuple(name for name in unit.data if name not in last.results)
-            replaced[unit] = replace(replaced.get(unit, unit), data=data)
+            replaced[unit] = replace(unit, data=data)
     return [replaced.get(unit, unit) for unit in units]
 
 
